@@ -1,0 +1,308 @@
+"""The command line: one command, one function, no logic."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from manyeyes.errors import ManyeyesError, ResourceError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="manyeyes",
+    help="Many eyes, one detector: sites train one object detector together without sharing a picture.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(
+    no_args_is_help=True, help="Check, convert, split and make datasets.", rich_markup_mode="markdown"
+)
+app.add_typer(data_app, name="data")
+
+
+class Layout(StrEnum):
+    """Dataset layouts that can be written."""
+
+    yolo = "yolo"
+    voc = "voc"
+    coco = "coco"
+
+
+class How(StrEnum):
+    """Ways to divide a dataset among sites."""
+
+    folder = "folder"
+    iid = "iid"
+    dirichlet = "dirichlet"
+    by_class = "class"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Seed = Annotated[int, typer.Option(help="Everything random follows from it.", min=0)]
+
+
+def main() -> None:
+    """Entry point: turns errors of ours into one clear message and their exit code."""
+    try:
+        app(standalone_mode=True)
+    except ManyeyesError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold]manyeyes:[/bold] {_escape(str(error))}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        problem = ResourceError(
+            f"this command needs {error.name}, which is not installed",
+            cure=f"pip install 'manyeyes[{_EXTRAS[error.name]}]'",
+        )
+        print(f"manyeyes: {problem}", file=sys.stderr)  # noqa: T201 - rich may not be what is there
+        sys.exit(problem.exit_code)
+
+
+_EXTRAS = {
+    "torch": "train",
+    "torchvision": "train",
+    "ultralytics": "train",
+    "matplotlib": "train",
+    "psutil": "train",
+    "tensorboard": "train",
+    "flwr": "federation",
+}
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))  # noqa: T201 - for scripts, so no terminal styling
+
+
+def _version(show: bool) -> None:
+    if show:
+        from importlib.metadata import version
+
+        print(version("manyeyes"))  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: `manyeyes demo`  ·  `manyeyes demo --quick --json`")
+def demo(
+    quick: Annotated[bool, typer.Option(help="Smaller and shorter; the figures mean little.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder that holds runs.")] = Path("runs"),
+    seed: Seed = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make three synthetic sites, train each alone, all together and on pooled pictures, and compare.
+
+    Leaves everything in runs/demo; an interrupted demo goes on where it was when called again.
+    """
+    from manyeyes.federation.demo import demo_config, prepare_demo
+    from manyeyes.federation.launch import launch
+    from manyeyes.report.progress import progress_bar
+
+    console = Console(stderr=as_json)
+    config = demo_config(out, quick=quick, seed=seed)
+    with progress_bar(console, "Rendering three sites", quiet=quiet) as progress:
+        prepare_demo(config, quick=quick, progress=progress)
+    summary = launch(config, resume=True, console=console, quiet=quiet, resume_command="manyeyes demo")
+    _show_summary(summary, config.run_folder, as_json)
+
+
+@app.command(epilog="Example: `manyeyes run configs/streets.yaml --set train.freeze=22 --set name=streets-head`")
+def run(
+    config: Annotated[Path, typer.Argument(help="A configuration file; see configs/.", show_default=False)],
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key: section.key=value. Repeatable.")
+    ] = [],  # noqa: B006 - Typer copies it
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished round.")] = False,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out pictures that cannot be used.")] = False,
+    trust_labels: Annotated[
+        bool, typer.Option("--trust-labels", help="Do not check whether a site's class ids are swapped.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the sites of a configuration alone, together and pooled, and compare."""
+    import shlex
+
+    from manyeyes.config import load_config
+    from manyeyes.federation.launch import launch
+
+    loaded = load_config(config, overrides)
+    again = shlex.join(["manyeyes", "run", str(config), *(w for o in overrides for w in ("--set", o)), "--resume"])
+    summary = launch(
+        loaded,
+        resume=resume,
+        skip_broken=skip_broken,
+        trust_labels=trust_labels,
+        console=Console(stderr=as_json),
+        quiet=quiet,
+        resume_command=again,
+    )
+    _show_summary(summary, loaded.run_folder, as_json)
+
+
+@app.command(epilog="Example: `manyeyes val runs/demo/rows/together/final.pt path/to/data.yaml --split test`")
+def val(
+    model: Annotated[Path, typer.Argument(help="A .pt or .safetensors model.", show_default=False)],
+    data: Annotated[Path, typer.Argument(help="A dataset: YOLO, Pascal VOC or COCO layout.", show_default=False)],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    imgsz: Annotated[int, typer.Option(help="Long side in pixels.", min=32, max=2048)] = 640,
+    as_json: Json = False,
+) -> None:
+    """Test a model on a dataset: average precision for each class."""
+    from manyeyes.datasets import load_dataset
+    from manyeyes.learners.detector import DetectorLearner, open_template
+    from manyeyes.learners.predict import validate
+    from manyeyes.report.tables import metrics_table
+
+    metrics = validate(DetectorLearner(open_template(model)), load_dataset(data), split, imgsz)
+    if as_json:
+        _print_json(metrics.to_dict())
+    else:
+        Console().print(metrics_table(metrics))
+
+
+@app.command(epilog="Example: `manyeyes predict runs/demo/rows/together/final.pt pictures/ --out found --conf 0.4`")
+def predict(
+    model: Annotated[Path, typer.Argument(help="A .pt or .safetensors model.", show_default=False)],
+    sources: Annotated[list[Path], typer.Argument(help="Pictures and folders of pictures.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Folder for pictures with boxes drawn in.")] = None,
+    conf: Annotated[float, typer.Option(help="Lowest score shown.", min=0.01, max=1.0)] = 0.25,
+    imgsz: Annotated[int, typer.Option(help="Long side in pixels.", min=32, max=2048)] = 640,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a picture and line.")] = False,
+) -> None:
+    """Find objects in pictures."""
+    from manyeyes.learners.detector import DetectorLearner, open_template
+    from manyeyes.learners.predict import find_images, predict
+    from manyeyes.report.predictions import show_predictions
+
+    learner = DetectorLearner(open_template(model))
+    predictions = predict(learner, find_images(sources), imgsz=imgsz, min_score=conf)
+    unreadable = show_predictions(predictions, learner.template.names, out=out, as_json=as_json)
+    if unreadable:
+        raise typer.Exit(2)
+
+
+@app.command(epilog="Example: `manyeyes report runs/demo`")
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, e.g. runs/demo.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Show a run's table and write its report.html again."""
+    from manyeyes.federation.launch import write_results
+
+    _show_summary(write_results(folder), folder, as_json)
+
+
+def _show_summary(summary: Any, folder: Path, as_json: bool) -> None:
+    from manyeyes.report.tables import render_main_table
+
+    if as_json:
+        _print_json(summary.to_dict())
+        return
+    console = Console()
+    render_main_table(summary, console)
+    console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+@data_app.command(epilog="Example: `manyeyes data check path/to/dataset --json`")
+def check(
+    path: Annotated[Path, typer.Argument(help="The dataset's folder or data.yaml.", show_default=False)],
+    near_duplicates: Annotated[bool, typer.Option(help="Also look for pictures that are nearly the same.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Examine a dataset; exit code 0 if it can be trained on, 2 if not."""
+    from manyeyes.datasets import check_dataset
+    from manyeyes.report.progress import progress_bar
+
+    with progress_bar(Console(stderr=True), "Reading pictures", quiet=as_json) as progress:
+        result = check_dataset(path, near_duplicates=near_duplicates, progress=progress)
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        result.render(Console())
+    raise typer.Exit(result.exit_code)
+
+
+@data_app.command(epilog="Example: `manyeyes data convert voc_folder --to yolo --out yolo_folder`")
+def convert(
+    path: Annotated[Path, typer.Argument(help="The dataset to read.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+    to: Annotated[Layout, typer.Option(help="Layout to write.")] = Layout.yolo,
+    link: Annotated[bool, typer.Option(help="Link to the pictures instead of copying them.")] = False,
+) -> None:
+    """Write a dataset in another layout."""
+    from manyeyes.datasets import load_dataset, save_dataset
+
+    folder = save_dataset(load_dataset(path), out, to.value, link=link)
+    Console().print(f"Written: {folder}", highlight=False, soft_wrap=True)
+
+
+@data_app.command(epilog="Example: `manyeyes data split dataset --sites 3 --how dirichlet --alpha 0.3 --out sites`")
+def split(
+    path: Annotated[Path, typer.Argument(help="The dataset to divide.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="A new folder; it gets site_0, site_1, … and who_holds_what.png.")],
+    sites: Annotated[int | None, typer.Option(help="How many; for `folder` all there are.", min=1)] = None,
+    how: Annotated[How, typer.Option(help="By folder, evenly, Dirichlet(α), or by class.")] = How.iid,
+    alpha: Annotated[float, typer.Option(help="Dirichlet's α: small is uneven.", min=0.001)] = 0.5,
+    seed: Seed = 0,
+    link: Annotated[bool, typer.Option(help="Link to the pictures instead of copying them.")] = False,
+) -> None:
+    """Divide a dataset among sites, and show who holds what."""
+    from manyeyes.datasets import draw_partition, load_dataset, partition_table, save_sites, split_dataset
+
+    parts = split_dataset(load_dataset(path), how.value, sites, alpha=alpha, seed=seed)
+    save_sites(parts, out, link=link)
+    draw_partition(parts, out / "who_holds_what.png")
+    Console().print(partition_table(parts))
+    Console().print(f"Written: {out}", highlight=False, soft_wrap=True)
+
+
+@data_app.command(epilog="Example: `manyeyes data scenes --out scenes --images 150 --imgsz 320 --seed 1`")
+def scenes(
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+    images: Annotated[int, typer.Option(help="Training pictures of the largest sites.")] = 150,
+    imgsz: Annotated[int, typer.Option(help="Side in pixels, a multiple of 32.")] = 320,
+    seed: Seed = 0,
+    domains: Annotated[
+        list[str], typer.Option("--domain", help="a_office, b_crossroads, c_night or generic. Repeatable.")
+    ] = ["a_office", "b_crossroads", "c_night"],  # noqa: B006 - Typer copies it
+    sheet: Annotated[bool, typer.Option(help="Also write contact_sheet.jpg with the boxes.")] = True,
+) -> None:
+    """Render synthetic sites: an office, a crossroads by day, a car park at night."""
+    from manyeyes.datasets.scenes import contact_sheet, write_scenes
+    from manyeyes.report.progress import progress_bar
+
+    console = Console(stderr=True)
+    with progress_bar(console, "Rendering", quiet=False) as progress:
+        folders = write_scenes(out, images=images, imgsz=imgsz, seed=seed, domains=domains, progress=progress)
+    if sheet:
+        contact_sheet(out, 6, out / "contact_sheet.jpg")
+    for folder in folders.values():
+        Console().print(f"Written: {folder}", highlight=False, soft_wrap=True)

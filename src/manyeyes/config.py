@@ -1,0 +1,350 @@
+"""The configuration of a run: one YAML file, one pydantic section a topic, every cross-field check in one place.
+
+Relative paths of data and weights are resolved against `data_root` (itself relative to the configuration file),
+`output` against the working folder.
+
+>>> config = parse_config({"name": "two", "sites": [{"node_id": "A", "data": "a"}, {"node_id": "B", "data": "b"}]})
+>>> config.train.imgsz, config.federation.rounds
+(320, 5)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AliasChoices, BaseModel, ConfigDict, Discriminator, Field, ValidationError, model_validator
+
+from manyeyes.errors import ConfigError, nearest
+
+__all__ = [
+    "AugmentSection",
+    "EvaluateSection",
+    "FedAdamSection",
+    "FedAvgMSection",
+    "FedAvgSection",
+    "FedProxSection",
+    "FedYogiSection",
+    "FederationSection",
+    "ModelSection",
+    "RunConfig",
+    "SiteSection",
+    "StrategySection",
+    "TrainSection",
+    "dump_config",
+    "load_config",
+    "parse_config",
+]
+
+NODE_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+
+
+class Section(BaseModel):
+    """A section refuses keys it does not know and values it cannot use."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """Which detector, and from what it starts."""
+
+    name: Literal["yolov8n", "yolov8s", "yolov8m", "yolov8l", "yolov8x"] = "yolov8n"
+    weights: str = Field("base", description="'base' (shipped), 'scratch', or a .pt or .safetensors file")
+
+
+class SiteSection(Section):
+    """One site: its name and its dataset."""
+
+    node_id: str = Field(pattern=NODE_ID_PATTERN)
+    data: Path = Field(description="data.yaml or folder, in YOLO, Pascal VOC or COCO layout")
+    annotates: tuple[str, ...] | None = Field(None, description="classes looked for here; default: its own list")
+
+
+class AugmentSection(Section):
+    """Augmentation of training pictures; names and meanings as in Ultralytics."""
+
+    mosaic: float = Field(1.0, ge=0, le=1, description="probability")
+    hsv_h: float = Field(0.015, ge=0, le=1, description="fraction")
+    hsv_s: float = Field(0.7, ge=0, le=1, description="fraction")
+    hsv_v: float = Field(0.4, ge=0, le=1, description="fraction")
+    fliplr: float = Field(0.5, ge=0, le=1, description="probability")
+    scale: float = Field(0.5, ge=0, lt=1, description="gain ±")
+    translate: float = Field(0.1, ge=0, le=1, description="fraction ±")
+
+
+class TrainSection(Section):
+    """What a node does with its own pictures in one round."""
+
+    epochs: float = Field(1.0, gt=0, description="passes over the site's pictures in one round")
+    steps: int | None = Field(None, ge=1, description="optimiser steps in one round, instead of epochs")
+    batch: int = Field(8, ge=1, description="pictures per optimiser step, over all accumulated parts")
+    accumulate: int = Field(1, ge=1, description="parts a batch is computed in")
+    imgsz: int = Field(320, ge=32, le=2048, multiple_of=32, description="side in pixels")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.005, gt=0, description="learning rate at the start")
+    final_lr: float = Field(0.05, gt=0, le=1, description="share of lr that is left at the end of the last round")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum, or AdamW's beta1")
+    weight_decay: float = Field(0.0005, ge=0)
+    warmup_epochs: float = Field(0.5, ge=0, description="only in the first round")
+    clip_norm: float | None = Field(10.0, gt=0, description="largest L2 norm of a gradient; null for none")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay per step of an average of the weights")
+    freeze: int = Field(0, ge=0, le=22, description="leading layers that are not trained; 22 trains the head alone")
+    close_mosaic: float = Field(0.2, ge=0, le=1, description="last share of the whole run without mosaic")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    gradient_checkpointing: bool = False
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores this process may use")
+    augment: AugmentSection = AugmentSection()
+
+    @model_validator(mode="after")
+    def _parts_fill_the_batch(self) -> TrainSection:
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch ({self.batch}) must be a multiple of accumulate ({self.accumulate})")
+        if self.precision == "fp16" and not self.device.startswith("cuda"):
+            raise ValueError("precision fp16 needs device cuda; use bf16 or auto on a CPU")
+        return self
+
+
+class FedAvgSection(Section):
+    """Weighted mean (McMahan et al. 2017)."""
+
+    name: Literal["fedavg"] = "fedavg"
+    server_lr: float = Field(1.0, gt=0)
+
+
+class FedProxSection(Section):
+    """FedAvg with a proximal term at the nodes (Li et al. 2020)."""
+
+    name: Literal["fedprox"]
+    mu: float = Field(0.01, gt=0)
+    server_lr: float = Field(1.0, gt=0)
+
+
+class FedAvgMSection(Section):
+    """Server momentum (Hsu et al. 2019)."""
+
+    name: Literal["fedavgm"]
+    server_lr: float = Field(1.0, gt=0)
+    server_momentum: float = Field(0.9, ge=0, lt=1)
+
+
+class _AdaptiveSection(Section):
+    server_lr: float = Field(0.01, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.99, ge=0, lt=1)
+    tau: float = Field(0.001, gt=0)
+
+
+class FedAdamSection(_AdaptiveSection):
+    """Adaptive server optimiser (Reddi et al. 2021)."""
+
+    name: Literal["fedadam"]
+
+
+class FedYogiSection(_AdaptiveSection):
+    """Adaptive server optimiser with Yogi's second moment (Reddi et al. 2021)."""
+
+    name: Literal["fedyogi"]
+
+
+StrategySection = Annotated[
+    FedAvgSection | FedProxSection | FedAvgMSection | FedAdamSection | FedYogiSection, Discriminator("name")
+]
+
+
+class FederationSection(Section):
+    """How rounds are held."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    engine: Literal["local"] = "local"
+    rounds: int = Field(5, ge=1)
+    fraction: float = Field(
+        1.0, gt=0, le=1, validation_alias=AliasChoices("fraction", "fraction_fit"), description="share of nodes a round"
+    )
+    min_nodes: int = Field(
+        1, ge=1, validation_alias=AliasChoices("min_nodes", "min_fit_clients"), description="least nodes a round"
+    )
+    strategy: StrategySection = FedAvgSection()
+    personal: tuple[str, ...] = Field((), description="patterns of tensor names that stay at the node, or 'bn'")
+    deadline: float | None = Field(None, gt=0, description="seconds a round waits for updates")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _strategy_by_name(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and isinstance(values.get("strategy"), str):
+            return {**values, "strategy": {"name": values["strategy"]}}
+        return values
+
+
+class EvaluateSection(Section):
+    """How models are tested."""
+
+    every: int = Field(1, ge=1, description="rounds between tests on the validation pictures")
+    imgsz: int | None = Field(None, ge=32, le=2048, multiple_of=32, description="side in pixels; default: as trained")
+    batch: int = Field(16, ge=1)
+    examples: int = Field(6, ge=0, le=50, description="test pictures shown in the report")
+
+
+class RunConfig(Section):
+    """A whole run: the rows of its table are trained one after the other from the same weights."""
+
+    name: str = Field(pattern=NODE_ID_PATTERN)
+    seed: int = Field(0, ge=0, lt=2**31)
+    data_root: Path = Path()
+    output: Path = Path("runs")
+    sites: tuple[SiteSection, ...] = Field(min_length=1)
+    compare: tuple[Literal["untrained", "alone", "together", "pooled"], ...] = ("alone", "together", "pooled")
+    model: ModelSection = ModelSection()
+    train: TrainSection = TrainSection()
+    federation: FederationSection = FederationSection()
+    evaluate: EvaluateSection = EvaluateSection()
+
+    @model_validator(mode="after")
+    def _sites_fit_the_federation(self) -> RunConfig:
+        ids = [site.node_id for site in self.sites]
+        repeated = sorted({i for i in ids if ids.count(i) > 1})
+        if repeated:
+            raise ValueError(f"node_id must be unique among the sites, {', '.join(repeated)} stands twice")
+        if self.federation.min_nodes > len(ids):
+            raise ValueError(f"federation.min_nodes is {self.federation.min_nodes}, but there are {len(ids)} sites")
+        if "together" not in self.compare:
+            raise ValueError("compare must name 'together': it is the model this project is about")
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        """Where everything this run makes is kept."""
+        return self.output / self.name
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a configuration file.
+
+    Args:
+        path: a YAML file.
+        overrides: ``section.key=value`` strings that win over the file; values are read as YAML. A number
+            addresses an element of a list: ``sites.0.data=other``.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or holds an unknown key or an impossible value.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", file=path) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"is not YAML: {' '.join(str(error).split())}", file=path) from error
+    if not isinstance(values, dict):
+        raise ConfigError("must hold keys and values at the top, such as `name: demo`", file=path)
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_config(values, file=path)
+
+
+def parse_config(values: Mapping[str, Any], *, file: Path | None = None) -> RunConfig:
+    """Validate a configuration that is already in memory; `file` is where its relative paths begin.
+
+    Raises:
+        ConfigError: an unknown key or an impossible value; names file, key, reason and cure.
+    """
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise _as_config_error(error, file) from error
+    folder = file.parent if file else Path()
+    root = folder / config.data_root
+    sites = tuple(site.model_copy(update={"data": root / site.data}) for site in config.sites)
+    model = config.model
+    if model.weights not in ("base", "scratch"):
+        model = model.model_copy(update={"weights": str(root / model.weights)})
+    return config.model_copy(update={"data_root": root, "sites": sites, "model": model})
+
+
+def dump_config(config: RunConfig) -> str:
+    """The configuration as YAML with every default written out; paths are absolute, so that it can be run again."""
+    values = config.model_dump(mode="json")
+    values["data_root"] = str(config.data_root.resolve())
+    values["output"] = str(config.output.resolve())
+    for site, section in zip(values["sites"], config.sites, strict=True):
+        site["data"] = str(section.data.resolve())
+    if config.model.weights not in ("base", "scratch"):
+        values["model"]["weights"] = str(Path(config.model.weights).resolve())
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override}: must be section.key=value", cure="For example --set train.lr=0.01")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError("the value is not YAML", key=f"--set {key}", cure="Quote it.") from error
+    *parents, last = key.strip().split(".")
+    place: Any = values
+    for parent in parents:
+        place = _step_into(place, parent, key)
+    if isinstance(place, list):
+        _step_into(place, last, key)
+        place[int(last)] = value
+    else:
+        place[last] = value
+
+
+def _step_into(place: Any, part: str, key: str) -> Any:
+    if isinstance(place, dict):
+        inner = place.setdefault(part, {})
+        if isinstance(inner, str) and part == "strategy":
+            inner = place[part] = {"name": inner}
+        return inner
+    if isinstance(place, list) and part.isdigit() and int(part) < len(place):
+        return place[int(part)]
+    raise ConfigError(f"there is no {part!r} to set here", key=f"--set {key}")
+
+
+def _as_config_error(error: ValidationError, file: Path | None) -> ConfigError:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    if location[:2] == ["federation", "strategy"] and len(location) > 2:
+        del location[2]  # pydantic names the branch of the union, which is no key of the file
+    key = ".".join(location) or None
+    more = f" ({len(error.errors()) - 1} more after it)" if len(error.errors()) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        guess = nearest(location[-1], known)
+        cure = f"Did you mean {guess!r}?" if guess else f"Known here: {', '.join(known)}."
+        return ConfigError(f"unknown key{more}", file=file, key=key, cure=cure)
+    reason = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    if not isinstance(given, (Mapping, BaseModel)) and first["type"] not in ("missing", "value_error"):
+        reason = f"{reason}, got {given!r}"
+    return ConfigError(f"{reason}{more}", file=file, key=key)
+
+
+def _known_keys(location: Sequence[str]) -> list[str]:
+    section: type[BaseModel] = RunConfig
+    for part in location:
+        if part.isdigit():
+            continue
+        if part == "sites":
+            section = SiteSection
+        elif part == "strategy":
+            return sorted({name for strategy in _STRATEGIES for name in strategy.model_fields})
+        else:
+            default = section.model_fields[part].default
+            section = type(default)
+    return sorted(section.model_fields)
+
+
+_STRATEGIES: tuple[type[Section], ...] = (
+    FedAvgSection,
+    FedProxSection,
+    FedAvgMSection,
+    FedAdamSection,
+    FedYogiSection,
+)

@@ -1,0 +1,150 @@
+"""The node's side of a round: read the request, put its personal tensors in place, train or test, answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from manyeyes.datasets.sample import Dataset
+from manyeyes.errors import ConfigError, ProtocolError
+from manyeyes.federation.batchnorm import batchnorm_names
+from manyeyes.federation.messages import (
+    EVALUATE,
+    FIT,
+    metrics_reply,
+    read_evaluate_request,
+    read_fit_request,
+    update_reply,
+)
+from manyeyes.federation.transport import Record, Request
+from manyeyes.learners.learner import Learner, ProgressCallback, silent
+from manyeyes.weights import Update, Weights, load_weights, save_weights
+
+__all__ = ["Client", "expand_personal"]
+
+# The server keeps two checkpoints. Resumed from the older one, it asks again for the round before the last, and the
+# node must then start from what it had before that round.
+_KEPT_STATES = 3
+
+
+def expand_personal(patterns: Sequence[str], template_names: Iterable[str]) -> frozenset[str]:
+    """The tensors that stay at the node.
+
+    Args:
+        patterns: shell patterns over tensor names ("model.22.*"); the word "bn" stands for every BatchNorm module,
+            its weight, bias and buffers, which is FedBN (Li et al. 2021, arXiv:2102.07623).
+        template_names: names of the model's tensors.
+
+    Raises:
+        ConfigError: a pattern matches no tensor.
+
+    >>> sorted(expand_personal(["bn"], ["0.weight", "1.weight", "1.running_mean"]))
+    ['1.running_mean', '1.weight']
+    """
+    names = list(template_names)
+    personal: set[str] = set()
+    for pattern in patterns:
+        matched = batchnorm_names(names) if pattern == "bn" else {n for n in names if fnmatchcase(n, pattern)}
+        if not matched:
+            raise ConfigError(
+                f"{pattern!r} matches no tensor of the model",
+                key="federation.personal",
+                cure=f"Its tensors have names such as {', '.join(names[:2])}.",
+            )
+        personal |= matched
+    return frozenset(personal)
+
+
+class Client:
+    """One node.
+
+    Args:
+        node_id: its name in the federation.
+        learner: trains and tests.
+        data: the node's own pictures; only read.
+        state_folder: where its personal tensors are kept from round to round; one folder a node and a run.
+    """
+
+    def __init__(self, node_id: str, learner: Learner, data: Dataset, state_folder: Path) -> None:
+        self.node_id = node_id
+        self.learner = learner
+        self.data = data
+        self.state_folder = state_folder
+
+    def handle(self, request: Request, progress: ProgressCallback = silent) -> Record:
+        """Answer a request.
+
+        Raises:
+            ProtocolError: the request is for another node, version or form of model, or cannot be understood.
+            ManyeyesError: whatever the learner or the disk refuses.
+        """
+        if request.node_id != self.node_id:
+            raise ProtocolError(f"a request for node {request.node_id!r} reached node {self.node_id!r}")
+        if request.kind == FIT:
+            return self._fit(request.record, progress)
+        if request.kind == EVALUATE:
+            return self._evaluate(request.record)
+        raise ProtocolError(f"a request must be {FIT!r} or {EVALUATE!r}, got {request.kind!r}")
+
+    def own_weights(self, weights: Weights, personal: Sequence[str], round: int) -> Weights:
+        """Global weights with this node's personal tensors in their place.
+
+        Args:
+            weights: the global weights.
+            personal: patterns as in the configuration.
+            round: rounds finished when `weights` were made; what the node learned later is not used.
+
+        Raises:
+            ConfigError: a pattern matches no tensor.
+            WeightsError: the node's state cannot be read or is of another model.
+        """
+        names = expand_personal(personal, weights)
+        earlier = [path for index, path in self._states() if index < round]
+        if not names or not earlier:
+            return weights
+        return weights.replace(load_weights(earlier[-1])[0].select(names.__contains__))
+
+    def _fit(self, record: Record, progress: ProgressCallback) -> Record:
+        weights, plan = read_fit_request(record, self.learner.template.weights)
+        if plan.node_id != self.node_id:
+            raise ProtocolError(f"a plan for node {plan.node_id!r} reached node {self.node_id!r}")
+        before = self.own_weights(weights, plan.personal, plan.round)
+        started = time.monotonic()
+        update = self.learner.fit(before, self.data, plan, progress)
+        seconds = round(time.monotonic() - started, 3)
+        personal = expand_personal(plan.personal, weights)
+        if personal:
+            self._keep(before, update, personal, plan.round)
+        shared = Update(
+            update.delta.select(lambda name: name not in personal),
+            update.buffers.select(lambda name: name not in personal),
+            update.num_examples,
+            {"seconds": seconds, **update.metrics},
+        )
+        return update_reply(shared, self.learner.template.form_hash)
+
+    def _evaluate(self, record: Record) -> Record:
+        weights, plan = read_evaluate_request(record, self.learner.template.weights)
+        own = self.own_weights(weights, plan.personal, plan.round)
+        metrics = self.learner.evaluate(own, self.data, plan.split, plan.imgsz)
+        return metrics_reply(metrics, self.learner.template.form_hash)
+
+    def _keep(self, before: Weights, update: Update, personal: frozenset[str], round: int) -> None:
+        trained = {name: before[name] + delta for name, delta in update.delta.items() if name in personal}
+        buffers = {name: array for name, array in update.buffers.items() if name in personal}
+        save_weights(self._state_path(round), {**trained, **buffers})
+        past = [path for index, path in self._states() if index <= round]
+        # States of later rounds belong to a run that was thrown away or is being repeated.
+        future = [path for index, path in self._states() if index > round]
+        for path in past[:-_KEPT_STATES] + future:
+            path.unlink()
+
+    def _state_path(self, round: int) -> Path:
+        return self.state_folder / f"personal-{round:06d}.safetensors"
+
+    def _states(self) -> list[tuple[int, Path]]:
+        """Index of the round that made it, and file, of every state kept; oldest first."""
+        paths = sorted(self.state_folder.glob("personal-*.safetensors"))
+        return [(int(path.stem.removeprefix("personal-")), path) for path in paths]

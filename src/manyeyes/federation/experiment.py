@@ -1,0 +1,373 @@
+"""The main job: every site alone, all together, and all pictures pooled; same start, same test.
+
+Each row of the table is a run of rounds. "Alone" is a federation of one site, "pooled" a federation of one node that
+holds every picture; so all rows pass through the same code at equal epochs a picture.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+
+from manyeyes.config import FedAvgSection, FederationSection, RunConfig, TrainSection, dump_config
+from manyeyes.datasets import Dataset, Problem, Sample, check_decodable, load_dataset, raise_problem
+from manyeyes.datasets.classes import pool, relabel, union_names
+from manyeyes.datasets.detections import Detections
+from manyeyes.errors import DataError, Interrupted, RunError
+from manyeyes.federation.client import Client
+from manyeyes.federation.local import LocalTransport
+from manyeyes.federation.rounds import RowResult, Stop, never, run_rounds
+from manyeyes.learners.learner import FitPlan, Learner, Metrics, Progress
+from manyeyes.report.runlog import Emit, RunLog
+from manyeyes.weights import Weights, load_weights, write_atomically
+
+__all__ = ["Experiment", "TestableLearner", "open_sites"]
+
+_CONFIG = "config.yaml"
+
+
+class TestableLearner(Learner, Protocol):
+    """What an experiment asks of a learner beyond a round."""
+
+    def expected_tensors(self, plan: FitPlan) -> tuple[frozenset[str], frozenset[str]]:
+        """Names an update must hold: (delta, buffers)."""
+
+    def test_sites(
+        self, weights: Mapping[str, Weights], sites: Mapping[str, Dataset], split: str, imgsz: int
+    ) -> dict[str, Metrics]:
+        """Metrics of each site's weights on its pictures, and under "mixed" on all pictures as one set."""
+
+    def detect(self, weights: Weights, images: Sequence[Path], imgsz: int) -> list[Detections]:
+        """Objects found in pictures."""
+
+    def check_batch_fits(self, plan: TrainSection) -> None:
+        """Refuse a batch that cannot fit into memory."""
+
+    def check_labels(self, site: str, data: Dataset, imgsz: int) -> None:
+        """Refuse a site whose class ids are swapped."""
+
+    def save(self, path: Path, weights: Weights) -> None:
+        """Write a model that can be opened elsewhere; the suffix says how."""
+
+
+def open_sites(
+    config: RunConfig, *, skip_broken: bool = False, on_problem: Callable[[Problem], None] | None = None
+) -> dict[str, Dataset]:
+    """Read every site of a configuration, with class ids of the union of their classes.
+
+    Every picture is decoded once, so that a broken file is named before any training.
+
+    Args:
+        config: names the sites and their folders.
+        skip_broken: leave out pictures and boxes that cannot be used instead of refusing the site.
+        on_problem: told of every problem that does not stop the reading.
+
+    Raises:
+        DataError: a folder is missing, a site has no pictures to train on, a picture or label cannot be used, or sites
+            spell one class in two ways.
+    """
+    tell = on_problem or (lambda problem: None)
+    sites: dict[str, Dataset] = {}
+    for section in config.sites:
+
+        def handle(problem: Problem) -> None:
+            tell(problem)
+            if not skip_broken:
+                raise_problem(problem)
+
+        data = load_dataset(section.data, annotates=section.annotates, on_problem=handle)
+        splits = {name: check_decodable(samples, handle, split=name) for name, samples in data.splits.items()}
+        data = replace(data, splits=splits)
+        if not data.split("train"):
+            raise DataError(
+                "has no pictures to train on",
+                file=section.data,
+                key=f"site {section.node_id}",
+                cure="Give it a `train` split, or leave the site out.",
+            )
+        sites[section.node_id] = data
+    names = union_names(sites)
+    return {site: relabel(data, names) for site, data in sites.items()}
+
+
+class Experiment:
+    """One configuration, run to its table.
+
+    Args:
+        config: what to run.
+        sites: node id → dataset, as `open_sites` gives them.
+        learner: trains and tests; its template holds the weights every row starts from.
+        stop: asked often; names the signal that asks the run to stop.
+        resume_command: what the user types to go on after an interruption.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        sites: Mapping[str, Dataset],
+        learner: TestableLearner,
+        *,
+        stop: Stop = never,
+        resume_command: str = "manyeyes run CONFIG --resume",
+    ) -> None:
+        self.config, self.sites, self.learner = config, dict(sites), learner
+        self.stop, self.resume_command = stop, resume_command
+        self.folder = config.run_folder
+        self.imgsz = config.evaluate.imgsz or config.train.imgsz
+
+    # -- the run ------------------------------------------------------------------------------------------------
+
+    def check(self, *, resume: bool = False, trust_labels: bool = False) -> None:
+        """Refuse before any training what would fail or mislead later; writes nothing.
+
+        Raises:
+            RunError: the folder holds a run and `resume` is False.
+            ResourceError: a batch cannot fit.
+            DataError: a site's class ids look swapped, or no site has test pictures.
+        """
+        if (self.folder / _CONFIG).exists() and not resume:
+            raise RunError(
+                "holds a run already",
+                file=self.folder,
+                cure="Go on with --resume, or start another with --set name=OTHER.",
+            )
+        if not any(data.split("test") for data in self.sites.values()):
+            raise DataError(
+                "no site has test pictures, so nothing could be compared", cure="Give sites a `test` split."
+            )
+        self.learner.check_batch_fits(self.config.train)
+        if not trust_labels:
+            for site, data in self.sites.items():
+                self.learner.check_labels(site, data, self.imgsz)
+
+    def run(self, log: RunLog) -> None:
+        """Train and test every row; what is finished is on disk and is not done again when resumed.
+
+        Args:
+            log: told of everything; its file lies in the run's folder.
+
+        Raises:
+            RunError: too few nodes answered, or the settings differ from those of the run that is resumed.
+            Interrupted: the user stopped it.
+        """
+        write_atomically(self.folder / _CONFIG, dump_config(self.config))
+        rows = self._rows()
+        log.emit("run_started", **self._description(rows))
+        try:
+            for row, nodes in rows.items():
+                self._run_row(row, nodes, partial(log.emit, row=row))
+        except Interrupted as signal:
+            reason = f"stopped by {signal.reason}; finished rounds are kept"
+            log.emit("interrupted", signal=signal.reason, resume=self.resume_command)
+            raise Interrupted(reason, cure=f"Go on with: {self.resume_command}") from signal
+        self._write_examples()
+
+    def _rows(self) -> dict[str, tuple[str, ...]]:
+        """Row → the sites whose pictures it is trained on."""
+        everybody = tuple(self.sites)
+        rows: dict[str, tuple[str, ...]] = {}
+        for kind in ("untrained", "alone", "together", "pooled"):
+            if kind not in self.config.compare:
+                continue
+            if kind == "alone":
+                rows |= {f"alone-{site}": (site,) for site in everybody}
+            else:
+                rows[kind] = () if kind == "untrained" else everybody
+        return rows
+
+    def _run_row(self, row: str, nodes: Sequence[str], emit: Emit) -> None:
+        folder = self.folder / "rows" / row
+        tested = folder / "test.json"
+        if tested.exists():
+            return
+        if row == "untrained":
+            result = RowResult(self.learner.template.weights, 0, 0, 0.0, 0)
+            emit("row_started", nodes=[], rounds=0, resumed_from=None)
+            emit("row_finished", bytes_down=0, bytes_up=0, seconds=0.0)
+            clients: dict[str, Client] = {}
+        else:
+            clients = self._clients(row, nodes, folder)
+            result = self._train(row, clients, folder, emit)
+        self._stop_if_asked()
+        metrics = self._test(row, result, clients, emit)
+        self.learner.save(folder / "final.safetensors", result.weights)
+        self.learner.save(folder / "final.pt", result.weights)
+        write_atomically(tested, json.dumps({where: m.to_dict() for where, m in metrics.items()}, indent=2))
+
+    def _clients(self, row: str, nodes: Sequence[str], folder: Path) -> dict[str, Client]:
+        if row == "pooled":
+            everything = pool({site: self.sites[site] for site in nodes})
+            return {"pooled": Client("pooled", self.learner, everything, folder / "nodes" / "pooled")}
+        return {site: Client(site, self.learner, self.sites[site], folder / "nodes" / site) for site in nodes}
+
+    def _train(self, row: str, clients: Mapping[str, Client], folder: Path, emit: Emit) -> RowResult:
+        transport = LocalTransport(clients, _ProgressTeller(emit, self._stop_if_asked))
+        return run_rounds(
+            transport,
+            self.learner.template,
+            train=self.config.train,
+            federation=self.config.federation if row == "together" else _single(self.config.federation),
+            evaluate=self.config.evaluate,
+            seed=self.config.seed,
+            expected=self.learner.expected_tensors,
+            folder=folder / "checkpoints",
+            emit=emit,
+            resume=True,
+            stop=self.stop,
+            settings={"sites": {site: str(client.data.root) for site, client in clients.items()}},
+        )
+
+    def _test(self, row: str, result: RowResult, clients: Mapping[str, Client], emit: Emit) -> dict[str, Metrics]:
+        """Test on every site's test pictures; a site with personal layers is tested with its own."""
+        weights = dict.fromkeys(self.sites, result.weights)
+        if row == "together" and self.config.federation.personal:
+            weights = {
+                site: clients[site].own_weights(result.weights, self.config.federation.personal, result.rounds)
+                for site in self.sites
+            }
+        metrics = self.learner.test_sites(weights, self.sites, "test", self.imgsz)
+        for where, values in metrics.items():
+            emit("evaluated", round=result.rounds, where=where, split="test", metrics=values.to_dict())
+        return metrics
+
+    def _stop_if_asked(self) -> None:
+        signal = self.stop()
+        if signal:
+            raise Interrupted(signal)
+
+    # -- what the report needs ----------------------------------------------------------------------------------
+
+    def _description(self, rows: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+        rounds = self.config.federation.rounds
+        return {
+            "name": self.config.name,
+            "seed": self.config.seed,
+            "template": {
+                "architecture": self.learner.template.architecture,
+                "weights": self.config.model.weights,
+                "form_hash": self.learner.template.form_hash,
+                "value_hash": self.learner.template.weights.value_hash,
+            },
+            "names": list(self.learner.template.names),
+            "manyeyes": _version("manyeyes"),
+            "torch": _version("torch"),
+            "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+            "sites": [_describe_site(site, data) for site, data in self.sites.items()],
+            "rows": [
+                {"row": row, "rounds": rounds if nodes else 0, "nodes": ["pooled"] if row == "pooled" else list(nodes)}
+                for row, nodes in rows.items()
+            ],
+        }
+
+    def _write_examples(self) -> None:
+        """Test pictures of every site with what "alone" and "together" find in them, for the report."""
+        if not self.config.evaluate.examples:
+            return
+        each = -(-self.config.evaluate.examples // len(self.sites))
+        folder = self.folder / "examples"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        index = [
+            entry
+            for number, (site, data) in enumerate(self.sites.items())
+            for entry in self._site_examples(site, data, each, folder, [self.config.seed, number])
+        ]
+        write_atomically(folder / "index.json", json.dumps(index))
+
+    def _site_examples(
+        self, site: str, data: Dataset, count: int, folder: Path, seed: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        candidates = [sample for sample in data.split("test") if len(sample.class_id)]
+        chosen = np.random.default_rng(seed).permutation(len(candidates))[:count]
+        samples = [candidates[i] for i in sorted(chosen)]
+        entries: list[dict[str, Any]] = []
+        for number, sample in enumerate(samples):
+            name, scale = f"{site}_{number:02d}.jpg", _write_small(sample, folder / f"{site}_{number:02d}.jpg")
+            truth = [[*map(float, box * scale), int(c)] for box, c in zip(sample.xyxy, sample.class_id, strict=True)]
+            entries.append({"site": site, "image": name, "scale": scale, "truth": truth, "rows": {}})
+        for row in (f"alone-{site}", "together"):
+            model = self.folder / "rows" / row / "final.safetensors"
+            if model.exists():
+                found = self.learner.detect(load_weights(model)[0], [s.image for s in samples], self.imgsz)
+                for entry, detections in zip(entries, found, strict=True):
+                    entry["rows"][row] = _rows_of(detections.above(0.25), entry["scale"])
+        return entries
+
+
+class _ProgressTeller:
+    """Turns a fit's progress into events, and lets a signal stop the fit."""
+
+    def __init__(self, emit: Emit, stop_if_asked: Callable[[], None]) -> None:
+        self._emit, self._stop_if_asked = emit, stop_if_asked
+
+    def __call__(self, progress: Progress) -> None:
+        self._stop_if_asked()
+        fields = {
+            "round": progress.round + 1,
+            "node": progress.node_id,
+            "epoch": progress.epoch,
+            "epochs": progress.epochs,
+            "losses": dict(progress.losses),
+            "images_per_second": round(progress.images_per_second, 2),
+        }
+        self._emit("progress", **fields, step=progress.step, steps=progress.steps, seconds_left=progress.seconds_left)
+        if progress.epoch_done:
+            self._emit("epoch_finished", **fields)
+
+
+def _single(federation: FederationSection) -> FederationSection:
+    """The federation of one node: no server optimiser, nothing personal, nobody to wait for."""
+    update = {"strategy": FedAvgSection(), "fraction": 1.0, "min_nodes": 1, "personal": (), "deadline": None}
+    return federation.model_copy(update=update)
+
+
+def _describe_site(site: str, data: Dataset) -> dict[str, Any]:
+    def objects(samples: Sequence[Sample]) -> dict[str, int]:
+        ids = np.concatenate([s.class_id for s in samples]) if samples else np.zeros(0, dtype=np.int64)
+        counts = np.bincount(ids, minlength=len(data.names))
+        return {name: int(counts[i]) for i, name in enumerate(data.names) if name in data.annotates}
+
+    return {
+        "node_id": site,
+        "annotates": [name for name in data.names if name in data.annotates],
+        "pictures": {split: len(samples) for split, samples in data.splits.items()},
+        "objects": {split: objects(samples) for split, samples in data.splits.items()},
+    }
+
+
+def _write_small(sample: Sample, path: Path, side: int = 640) -> float:
+    """Write a copy of at most `side` pixels; returns the scale."""
+    picture = cv2.imread(str(sample.image), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise DataError("cannot be decoded any more", file=sample.image)
+    scale = float(min(1.0, side / max(picture.shape[:2])))
+    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+    done, data = cv2.imencode(".jpg", cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
+    if not done:
+        raise DataError("cannot be encoded as a JPEG", file=sample.image)
+    write_atomically(path, data.tobytes())
+    return scale
+
+
+def _rows_of(detections: Detections, scale: float) -> list[list[float]]:
+    return [
+        [*(round(float(v) * scale, 1) for v in box), round(float(score), 3), int(class_id)]
+        for box, score, class_id in zip(detections.xyxy, detections.score, detections.class_id, strict=True)
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,127 @@
+"""From a configuration to a finished run: opens what it names, watches for signals, writes the report."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from manyeyes.config import RunConfig
+from manyeyes.datasets import Problem
+from manyeyes.federation.experiment import Experiment, open_sites
+from manyeyes.federation.rounds import Stop
+from manyeyes.learners.detector import DetectorLearner, build_template
+from manyeyes.report.html import write_report
+from manyeyes.report.live import LiveView
+from manyeyes.report.runlog import RunLog, read_runlog
+from manyeyes.report.tables import Summary, summarise, write_metrics_csv
+from manyeyes.report.tensorboard import TensorBoardWriter
+from manyeyes.weights import write_atomically
+
+__all__ = ["launch", "stop_signals", "write_results"]
+
+
+def launch(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    skip_broken: bool = False,
+    trust_labels: bool = False,
+    console: Console | None = None,
+    quiet: bool = False,
+    resume_command: str = "manyeyes run CONFIG --resume",
+) -> Summary:
+    """Run a configuration to its table and report.
+
+    Args:
+        config: what to run.
+        resume: go on with the run in `config.run_folder`, or begin if there is none.
+        skip_broken: leave out pictures and boxes that cannot be used.
+        trust_labels: do not compare labels with what the starting weights see.
+        console: where progress is shown.
+        quiet: show no progress.
+        resume_command: told to the user after an interruption.
+
+    Raises:
+        ManyeyesError: anything wrong with configuration, data, weights or machine, before any training.
+        Interrupted: the user stopped it.
+    """
+    console = console or Console(stderr=True)
+    notes = _Notes(console, quiet)
+    sites = open_sites(config, skip_broken=skip_broken, on_problem=notes)
+    names = next(iter(sites.values())).names
+    template = build_template(config.model, names, seed=config.seed)
+    learner = DetectorLearner(template, device=config.train.device, threads=config.train.threads)
+    with stop_signals() as stop:
+        experiment = Experiment(config, sites, learner, stop=stop, resume_command=resume_command)
+        experiment.check(resume=resume, trust_labels=trust_labels)
+        _run(experiment, config.run_folder, console, quiet)
+    return write_results(config.run_folder)
+
+
+def _run(experiment: Experiment, folder: Path, console: Console, quiet: bool) -> None:
+    with ExitStack() as stack:
+        log = RunLog(folder / "runlog.jsonl")
+        stack.callback(log.close)
+        log.listeners.append(stack.enter_context(TensorBoardWriter(folder / "tensorboard")))
+        log.listeners.append(stack.enter_context(LiveView(console, quiet=quiet)))
+        experiment.run(log)
+        log.emit("run_finished", summary=summarise(read_runlog(log.path)).to_dict())
+
+
+def write_results(folder: Path) -> Summary:
+    """Write summary.json, metrics.csv and report.html of a run's folder from its run log; returns the summary.
+
+    Raises:
+        RunError: the folder holds no run.
+    """
+    events = list(read_runlog(folder / "runlog.jsonl"))
+    summary = summarise(events)
+    write_atomically(folder / "summary.json", json.dumps(summary.to_dict(), indent=2, ensure_ascii=False))
+    write_metrics_csv(events, folder / "metrics.csv")
+    write_report(folder)
+    return summary
+
+
+class _Notes:
+    """Shows the first problems of each kind that the sites' data has, and how many there are."""
+
+    _SHOWN = 3
+
+    def __init__(self, console: Console, quiet: bool) -> None:
+        self._console, self._quiet = console, quiet
+        self._counts: dict[str, int] = {}
+
+    def __call__(self, problem: Problem) -> None:
+        count = self._counts[problem.kind] = self._counts.get(problem.kind, 0) + 1
+        if self._quiet or count > self._SHOWN:
+            return
+        self._console.print(f"{problem.kind}: {problem.file}: {problem.reason}", highlight=False, markup=False)
+        if count == self._SHOWN:
+            self._console.print(f"(more of kind {problem.kind}: see `manyeyes data check`)", highlight=False)
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Within the block Ctrl-C and SIGTERM are remembered, not obeyed; a second Ctrl-C ends at once.
+
+    Yields a function that returns the name of the signal, or None.
+    """
+    caught: list[str] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: caught[0] if caught else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

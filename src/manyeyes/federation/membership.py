@@ -1,0 +1,44 @@
+"""Which nodes take part in a round."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+
+from manyeyes.errors import RunError
+
+__all__ = ["sample_cohort"]
+
+
+def sample_cohort(nodes: Iterable[str], fraction: float, min_nodes: int, seed: int, round: int) -> tuple[str, ...]:
+    """Draw the cohort of one round: ⌈fraction · nodes⌉ of them, at least `min_nodes`, sorted.
+
+    Every node draws a number from (seed, round, node id) and the smallest win. The draw is uniform, does not depend on
+    the order of `nodes`, and is the same on every machine and with every version of NumPy.
+
+    Args:
+        nodes: ids of the nodes that can be reached.
+        fraction: share of them to ask, in (0, 1].
+        min_nodes: least size of a cohort.
+        seed: seed of the run.
+        round: index of the round, from 0.
+
+    Raises:
+        RunError: fewer than `min_nodes` nodes can be reached.
+    """
+    known = set(nodes)
+    if len(known) < min_nodes:
+        raise RunError(
+            f"round {round + 1} needs at least {min_nodes} nodes, but {len(known)} can be reached"
+            f" ({', '.join(sorted(known)) or 'none'})",
+            key="federation.min_nodes",
+            cure="Start the missing nodes, or lower it.",
+        )
+    # 0.1 · 30 is 3.0000000000000004 in floating point, which must not become 4.
+    size = max(min_nodes, math.ceil(fraction * len(known) - 1e-9))
+    return tuple(sorted(sorted(known, key=lambda node: _draw(seed, round, node))[:size]))
+
+
+def _draw(seed: int, round: int, node: str) -> bytes:
+    return hashlib.sha256(f"cohort/{seed}/{round}/{node}".encode()).digest()

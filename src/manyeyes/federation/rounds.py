@@ -1,0 +1,390 @@
+"""The round loop: synchronous rounds with a deadline, from a template to final weights.
+
+A round, in this order: draw the cohort, ask its nodes to train, check and merge each update as it arrives, step, ask
+all nodes to test, write the checkpoint. At any moment the state after the last finished round is on disk; a run that
+is killed and resumed ends in the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manyeyes.config import EvaluateSection, FederationSection, TrainSection
+from manyeyes.errors import ConfigError, Interrupted, ProtocolError, RunError, UpdateRefusedError, WeightsError
+from manyeyes.federation.checkpoint import RoundState, Totals, check_same_settings, load_checkpoint, save_checkpoint
+from manyeyes.federation.client import expand_personal
+from manyeyes.federation.membership import sample_cohort
+from manyeyes.federation.messages import (
+    EVALUATE,
+    FIT,
+    EvaluatePlan,
+    evaluate_request,
+    fit_request,
+    read_metrics,
+    read_update,
+)
+from manyeyes.federation.strategies import Merge, build_strategy
+from manyeyes.federation.transport import Record, Reply, Request, Transport
+from manyeyes.learners.learner import FitPlan, Metrics, Template
+from manyeyes.report.runlog import Emit
+from manyeyes.weights import Update, Weights, check_finite
+
+__all__ = ["Expected", "RowResult", "Stop", "never", "run_rounds"]
+
+Expected = Callable[[FitPlan], tuple[frozenset[str], frozenset[str]]]
+"""Names of the trained tensors and of the buffers that a learner's update holds for a plan, personal ones included."""
+
+Stop = Callable[[], str | None]
+"""The name of the signal that asks the run to stop, or None."""
+
+# How long one wait for replies lasts before the signals and the deadline are looked at again, in seconds.
+_POLL = 1.0
+
+
+def never() -> None:
+    """The stop callback of a run that nobody interrupts."""
+    return
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """What a run of rounds ends with.
+
+    Attributes:
+        weights: the global weights after the last round.
+        bytes_up, bytes_down: from and to the nodes, over all rounds.
+        seconds: of all rounds, those before a resume included.
+        rounds: rounds finished.
+    """
+
+    weights: Weights
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+    rounds: int
+
+
+def run_rounds(
+    transport: Transport,
+    template: Template,
+    *,
+    train: TrainSection,
+    federation: FederationSection,
+    evaluate: EvaluateSection,
+    seed: int,
+    expected: Expected,
+    folder: Path,
+    emit: Emit,
+    resume: bool = False,
+    stop: Stop = never,
+    settings: Mapping[str, Any] | None = None,
+) -> RowResult:
+    """Hold all rounds of a run.
+
+    Args:
+        transport: reaches the nodes.
+        template: the model and the weights the run starts from.
+        train: what a node does in a round.
+        federation: rounds, cohort, strategy, personal tensors, deadline (for training and for testing each).
+        evaluate: how often the global model is tested on the nodes' "val" pictures; always after the last round.
+        seed: seed of the run; cohorts and the nodes' draws depend on it.
+        expected: what an update must hold, from the learner; no node is asked for it.
+        folder: where the checkpoints are kept; one folder a run.
+        emit: told of every event, as listed in report/runlog.py.
+        resume: go on after the last finished round in `folder`, or begin if there is none.
+        stop: asked between replies and rounds.
+        settings: further settings that the result depends on (the sites, …); a resume must find them unchanged.
+
+    Raises:
+        RunError: fewer than `min_nodes` nodes or good updates; another run in `folder`; nothing that can be resumed.
+        ConfigError: `personal` matches nothing, or leaves nothing to share.
+        Interrupted: `stop` named a signal, which is the error's reason; every finished round is on disk.
+    """
+    run = _Rounds(transport, template, train, federation, evaluate, seed, expected, folder, emit, stop)
+    state = run.open(resume, settings or {})
+    resumed_from = state.round if resume and state.round else None
+    emit("row_started", nodes=list(transport.nodes()), rounds=federation.rounds, resumed_from=resumed_from)
+    while state.round < federation.rounds:
+        state = run.hold(state)
+    totals = state.totals
+    emit("row_finished", bytes_down=totals.bytes_down, bytes_up=totals.bytes_up, seconds=round(totals.seconds, 3))
+    return RowResult(state.weights, totals.bytes_up, totals.bytes_down, totals.seconds, state.round)
+
+
+class _Rounds:
+    """What stays the same from round to round, and the steps of one."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        template: Template,
+        train: TrainSection,
+        federation: FederationSection,
+        evaluate: EvaluateSection,
+        seed: int,
+        expected: Expected,
+        folder: Path,
+        emit: Emit,
+        stop: Stop,
+    ) -> None:
+        self.transport = transport
+        self.template = template
+        self.form_hash = template.form_hash
+        self.federation = federation
+        self.evaluate = evaluate
+        self.folder = folder
+        self.emit = emit
+        self.stop = stop
+        self.strategy = build_strategy(federation.strategy)
+        self.plan = self.strategy.plan(
+            FitPlan(train=train, round=0, rounds=federation.rounds, seed=seed, personal=federation.personal)
+        )
+        self.delta_names, self.buffer_names = _shared_names(template, self.plan, expected)
+        # An answer to an earlier process of this run must not pass for one to this one.
+        self.token = secrets.token_hex(4)
+        self.closed: set[str] = set()
+        self.bytes_up = 0
+        self.bytes_down = 0
+
+    def open(self, resume: bool, settings: Mapping[str, Any]) -> RoundState:
+        """The state to go on from; it is on disk when this returns."""
+        settings = {**self._settings(), **json.loads(json.dumps(dict(settings), default=str))}
+        saved = load_checkpoint(self.folder, self.emit)
+        if saved is None:
+            fresh = RoundState(self.template.weights, settings=settings)
+            save_checkpoint(self.folder, fresh)
+            return fresh
+        if not resume:
+            raise RunError(
+                f"holds a run that finished {saved.round} rounds",
+                file=self.folder,
+                cure="Resume it, or choose another name.",
+            )
+        check_same_settings(saved.settings, settings)
+        return replace(saved, weights=Weights({name: saved.weights[name] for name in self.template.weights}))
+
+    def hold(self, state: RoundState) -> RoundState:
+        """One round; the state it returns is on disk."""
+        self._stop_if_asked(state.round)
+        self.bytes_up = self.bytes_down = 0
+        watch = _Stopwatch()
+        number = state.round + 1
+        cohort = sample_cohort(
+            self.transport.nodes(), self.federation.fraction, self.federation.min_nodes, self.plan.seed, state.round
+        )
+        self.emit("round_started", round=number, cohort=list(cohort))
+        merge = self._collect(state, cohort)
+        watch.lap("fit")
+        weights, strategy_state = self._step(state, merge)
+        watch.lap("merge")
+        if number % self.evaluate.every == 0 or number == self.federation.rounds:
+            self._evaluate(weights, number)
+        watch.lap("evaluate")
+        after = RoundState(weights, strategy_state, number, self._totals(state, watch), state.settings)
+        save_checkpoint(self.folder, after)
+        watch.lap("checkpoint")
+        seconds = {**watch.laps, "total": round(watch.total(), 3)}
+        self.emit("round_finished", round=number, bytes_down=self.bytes_down, bytes_up=self.bytes_up, seconds=seconds)
+        return after
+
+    def _totals(self, state: RoundState, watch: _Stopwatch) -> Totals:
+        before = state.totals
+        return Totals(
+            before.bytes_up + self.bytes_up, before.bytes_down + self.bytes_down, before.seconds + watch.total()
+        )
+
+    def _collect(self, state: RoundState, cohort: Sequence[str]) -> Merge:
+        """Ask the cohort to train and merge every good update as it arrives."""
+        merge = Merge(state.weights)
+        refused: dict[str, str] = {}
+        number = state.round + 1
+        started = time.monotonic()
+        for reply in self._ask(FIT, self._fit_requests(state, cohort), number):
+            try:
+                update = self._read_update(reply)
+                merge.add(update)
+            except (ProtocolError, UpdateRefusedError) as error:
+                refused[reply.node_id] = str(error)
+                self.emit("update_refused", round=number, node=reply.node_id, reason=str(error))
+                continue
+            self.emit(
+                "update_received",
+                round=number,
+                node=reply.node_id,
+                bytes=reply.bytes_up,
+                num_examples=update.num_examples,
+                seconds=round(time.monotonic() - started, 3),
+                metrics=update.metrics,
+            )
+        self._check_enough(merge.num_updates, refused, number)
+        return merge
+
+    def _fit_requests(self, state: RoundState, cohort: Sequence[str]) -> dict[str, Record]:
+        plan = self.plan.model_copy(update={"round": state.round})
+        return {
+            node: fit_request(state.weights, plan.model_copy(update={"node_id": node}), self.form_hash)
+            for node in cohort
+        }
+
+    def _read_update(self, reply: Reply) -> Update:
+        return read_update(_record_of(reply), self.template.weights, self.delta_names, self.buffer_names)
+
+    def _check_enough(self, good: int, refused: Mapping[str, str], number: int) -> None:
+        if good >= self.federation.min_nodes:
+            return
+        raise RunError(
+            f"round {number} got {good} good updates and needs at least {self.federation.min_nodes}: "
+            + "; ".join(f"{node}: {reason}" for node, reason in sorted(refused.items())),
+            key="federation.min_nodes",
+            cure=f"Mend these nodes and resume: everything up to round {number - 1} is kept.",
+        )
+
+    def _step(self, state: RoundState, merge: Merge) -> tuple[Weights, Mapping[str, Any]]:
+        mean_delta, buffers = merge.result()
+        # What overflows here is found and named right after.
+        with np.errstate(over="ignore", invalid="ignore"):
+            weights, strategy_state = self.strategy.step(state.weights, mean_delta, state.strategy)
+        weights = weights.replace(buffers)
+        try:
+            check_finite(weights, what="the merged model")
+        except UpdateRefusedError as error:
+            raise RunError(
+                f"round {state.round + 1} diverged: {error.reason}",
+                cure=f"Lower federation.strategy.server_lr; everything up to round {state.round} is kept.",
+            ) from error
+        return weights, strategy_state
+
+    def _evaluate(self, weights: Weights, number: int) -> None:
+        """Ask every node to test the new global model on its validation pictures."""
+        imgsz = self.evaluate.imgsz or self.plan.train.imgsz
+        plan = EvaluatePlan(split="val", imgsz=imgsz, round=number, personal=self.plan.personal)
+        record = evaluate_request(weights, plan, self.form_hash)
+        records = dict.fromkeys(self.transport.nodes(), record)
+        for reply in self._ask(EVALUATE, records, number):
+            try:
+                metrics = self._read_metrics(reply)
+            except (ProtocolError, UpdateRefusedError) as error:
+                self.emit("warning", round=number, node=reply.node_id, reason=f"could not test the model: {error}")
+                continue
+            self.emit("evaluated", round=number, where=reply.node_id, split="val", metrics=metrics.to_dict())
+
+    def _read_metrics(self, reply: Reply) -> Metrics:
+        return read_metrics(_record_of(reply), self.template.weights, self.template.names)
+
+    def _ask(self, kind: str, records: Mapping[str, Record], number: int) -> Iterator[Reply]:
+        """Every node's answer as it comes; a node that gave none until the deadline yields the reason instead."""
+        requests = [
+            Request(f"{self.token}-{number}-{kind}-{node}", node, kind, record) for node, record in records.items()
+        ]
+        waiting = {request.request_id: request.node_id for request in requests}
+        deadline = self.federation.deadline
+        ends = None if deadline is None else time.monotonic() + deadline
+        self.transport.send(requests)
+        while waiting:
+            self._stop_if_asked(number - 1)
+            replies = self._receive(ends)
+            if replies is None:
+                break
+            for reply in replies:
+                if self._was_asked(reply, waiting, number):
+                    yield reply
+        reason = "no answer" if deadline is None else f"no answer within {deadline:g} s"
+        for request_id, node in waiting.items():
+            self.closed.add(request_id)
+            yield Reply(request_id, node, None, error=reason)
+
+    def _receive(self, ends: float | None) -> list[Reply] | None:
+        """Replies that are there in time; None when no more will come."""
+        began = time.monotonic()
+        wait = _POLL if ends is None else min(_POLL, ends - began)
+        if wait <= 0:
+            return None
+        replies = self.transport.receive(wait)
+        now = time.monotonic()
+        for reply in replies:
+            self.bytes_up += reply.bytes_up
+            self.bytes_down += reply.bytes_down
+        if ends is not None and now > ends:
+            return None
+        # A transport that returns nothing well before the time is up has nothing pending (see Transport.receive).
+        return None if not replies and now - began < wait / 2 else replies
+
+    def _was_asked(self, reply: Reply, waiting: dict[str, str], number: int) -> bool:
+        """Whether this is a node's first answer to an open request; refused aloud if not."""
+        if waiting.get(reply.request_id) == reply.node_id:
+            del waiting[reply.request_id]
+            self.closed.add(reply.request_id)
+            return True
+        if reply.request_id in self.closed:
+            reason = "answered a second time, or after the deadline"
+        else:
+            reason = "answered without being asked"
+        self.emit("update_refused", round=number, node=reply.node_id, reason=reason)
+        return False
+
+    def _stop_if_asked(self, finished: int) -> None:
+        signal = self.stop()
+        if signal is not None:
+            raise Interrupted(
+                signal,
+                cure=f"{finished} of {self.federation.rounds} rounds are finished and kept;"
+                " run the same command with --resume to go on.",
+            )
+
+    def _settings(self) -> dict[str, Any]:
+        """What the resulting bits depend on; where and how fast it is computed is left out."""
+        rounds = self.federation.model_dump(
+            mode="json", include={"rounds", "fraction", "min_nodes", "strategy", "personal"}
+        )
+        train = self.plan.train.model_dump(mode="json", exclude={"device", "threads"})
+        model = {
+            "architecture": self.template.architecture,
+            "names": list(self.template.names),
+            "weights": self.template.weights.value_hash,
+        }
+        return {"seed": self.plan.seed, "model": model, "train": train, "federation": rounds}
+
+
+class _Stopwatch:
+    """Seconds of each part of a round, on the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._began = self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = round(now - self._last, 3)
+        self._last = now
+
+    def total(self) -> float:
+        return time.monotonic() - self._began
+
+
+def _shared_names(template: Template, plan: FitPlan, expected: Expected) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the trained tensors and buffers that leave a node."""
+    trained, buffers = expected(plan)
+    if unknown := sorted((trained | buffers) - template.weights.keys()):
+        raise WeightsError(f"the learner expects updates of tensors the template lacks: {', '.join(unknown[:3])}")
+    personal = expand_personal(plan.personal, template.weights)
+    if not trained - personal:
+        raise ConfigError(
+            "every trained tensor stays at the node, so there is nothing to learn together",
+            key="federation.personal",
+            cure="Name fewer tensors, or freeze fewer layers.",
+        )
+    return trained - personal, buffers - personal
+
+
+def _record_of(reply: Reply) -> Record:
+    if reply.record is None:
+        raise UpdateRefusedError(reply.error or "an empty answer")
+    return reply.record

@@ -1,0 +1,236 @@
+"""Strategies: what a round asks of the nodes and how the server steps on the mean of their updates.
+
+A strategy is a value. `step` takes the weights, the weighted mean of the deltas and the strategy's state, and returns
+new weights and new state; the state is a mapping of arrays, so that a checkpoint can hold it. Only trained tensors pass
+through it: BatchNorm's statistics are pooled (`batchnorm.py`) and never stepped, because a momentum can drive a
+variance below zero.
+
+Symbols: Δ the mean delta (after − before), η `server_lr`, m the first and v the second moment, both zero at first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manyeyes.config import (
+    FedAdamSection,
+    FedAvgMSection,
+    FedAvgSection,
+    FedProxSection,
+    FedYogiSection,
+    StrategySection,
+)
+from manyeyes.federation.batchnorm import moments, pool
+from manyeyes.learners.learner import FitPlan
+from manyeyes.weights import ExactMean, Update, Weights, add
+
+__all__ = ["FedAdam", "FedAvg", "FedAvgM", "FedProx", "FedYogi", "Merge", "State", "Strategy", "build_strategy"]
+
+Array = NDArray[Any]
+State = Mapping[str, Array]
+
+
+class Strategy(Protocol):
+    """Asks and steps."""
+
+    def plan(self, plan: FitPlan) -> FitPlan:
+        """What the nodes are asked to do, given what every strategy would ask."""
+
+    def step(self, weights: Weights, mean_delta: Weights, state: State) -> tuple[Weights, State]:
+        """The weights of the next round.
+
+        Args:
+            weights: all tensors the round began with.
+            mean_delta: the mean of the nodes' deltas weighted by num_examples; trained tensors only.
+            state: what the last step returned; empty in the first round.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class FedAvg:
+    """Weighted mean: w ← w + η Δ (McMahan et al. 2017, arXiv:1602.05629)."""
+
+    server_lr: float = 1.0
+
+    def plan(self, plan: FitPlan) -> FitPlan:
+        """Nothing beyond plain local training."""
+        return plan
+
+    def step(self, weights: Weights, mean_delta: Weights, state: State) -> tuple[Weights, State]:
+        """w + η Δ."""
+        return _move(weights, mean_delta, lambda name, delta: self.server_lr * delta), state
+
+
+@dataclass(frozen=True, slots=True)
+class FedProx:
+    """FedAvg whose nodes minimise loss + μ/2 · ‖w − w_global‖² (Li et al. 2020, arXiv:1812.06127)."""
+
+    mu: float = 0.01
+    server_lr: float = 1.0
+
+    def plan(self, plan: FitPlan) -> FitPlan:
+        """Local training with the proximal term."""
+        return plan.model_copy(update={"proximal_mu": self.mu})
+
+    def step(self, weights: Weights, mean_delta: Weights, state: State) -> tuple[Weights, State]:
+        """w + η Δ."""
+        return FedAvg(self.server_lr).step(weights, mean_delta, state)
+
+
+@dataclass(frozen=True, slots=True)
+class FedAvgM:
+    """Server momentum: m ← β m + Δ, w ← w + η m (Hsu et al. 2019, arXiv:1909.06335)."""
+
+    server_lr: float = 1.0
+    server_momentum: float = 0.9
+
+    def plan(self, plan: FitPlan) -> FitPlan:
+        """Nothing beyond plain local training."""
+        return plan
+
+    def step(self, weights: Weights, mean_delta: Weights, state: State) -> tuple[Weights, State]:
+        """One step of SGD with momentum, without Nesterov's look-ahead."""
+        momentum = _moment(
+            "momentum", mean_delta, state, lambda m, delta: self.server_momentum * m + delta.astype(np.float64)
+        )
+        return _move(weights, mean_delta, lambda name, _: self.server_lr * momentum[f"momentum/{name}"]), momentum
+
+
+@dataclass(frozen=True, slots=True)
+class FedAdam:
+    """Adaptive server optimiser (Reddi et al. 2021, arXiv:2003.00295, algorithm 2).
+
+    m ← β1 m + (1 − β1) Δ,   v ← β2 v + (1 − β2) Δ²,   w ← w + η_t m / (√v + τ)
+
+    with the bias correction η_t = η √(1 − β2^(t+1)) / (1 − β1^(t+1)) that Flower uses, t counting steps from 1. The
+    paper has none; Kingma & Ba (2015, arXiv:1412.6980) have it with t in place of t + 1.
+    """
+
+    server_lr: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 0.001
+
+    def plan(self, plan: FitPlan) -> FitPlan:
+        """Nothing beyond plain local training."""
+        return plan
+
+    def step(self, weights: Weights, mean_delta: Weights, state: State) -> tuple[Weights, State]:
+        """One step of Adam on the mean delta."""
+        steps = int(state["steps"][0]) + 1 if "steps" in state else 1
+        rate = self.server_lr * np.sqrt(1 - self.beta2 ** (steps + 1)) / (1 - self.beta1 ** (steps + 1))
+        first = _moment("first", mean_delta, state, lambda m, d: self.beta1 * m + (1 - self.beta1) * d)
+        second = _moment("second", mean_delta, state, lambda v, d: self.beta2 * v + (1 - self.beta2) * np.square(d))
+        moved = _move(weights, mean_delta, lambda name, _: _adaptive(first, second, name, float(rate), self.tau))
+        return moved, {**first, **second, "steps": np.array([steps], dtype=np.int64)}
+
+
+@dataclass(frozen=True, slots=True)
+class FedYogi:
+    """Adaptive server optimiser with Yogi's second moment (Reddi et al. 2021, arXiv:2003.00295, algorithm 2).
+
+    m ← β1 m + (1 − β1) Δ,   v ← v − (1 − β2) Δ² sign(v − Δ²),   w ← w + η m / (√v + τ)
+
+    (Zaheer et al. 2018, "Adaptive methods for nonconvex optimization"; no bias correction, as in the paper and Flower.)
+    """
+
+    server_lr: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 0.001
+
+    def plan(self, plan: FitPlan) -> FitPlan:
+        """Nothing beyond plain local training."""
+        return plan
+
+    def step(self, weights: Weights, mean_delta: Weights, state: State) -> tuple[Weights, State]:
+        """One step of Yogi on the mean delta."""
+        first = _moment("first", mean_delta, state, lambda m, d: self.beta1 * m + (1 - self.beta1) * d)
+        second = _moment("second", mean_delta, state, self._second)
+        moved = _move(weights, mean_delta, lambda name, _: _adaptive(first, second, name, self.server_lr, self.tau))
+        return moved, {**first, **second}
+
+    def _second(self, v: Array, delta: Array) -> Array:
+        square = np.square(delta)
+        return np.asarray(v - (1 - self.beta2) * square * np.sign(v - square))
+
+
+def build_strategy(section: StrategySection) -> Strategy:
+    """The strategy a configuration section describes; the one place that maps the one to the other."""
+    match section:
+        case FedAvgSection():
+            return FedAvg(section.server_lr)
+        case FedProxSection():
+            return FedProx(section.mu, section.server_lr)
+        case FedAvgMSection():
+            return FedAvgM(section.server_lr, section.server_momentum)
+        case FedAdamSection():
+            return FedAdam(section.server_lr, section.beta1, section.beta2, section.tau)
+        case FedYogiSection():
+            return FedYogi(section.server_lr, section.beta1, section.beta2, section.tau)
+
+
+class Merge:
+    """The weighted mean of a round's updates, taken as they arrive: any order gives the same bits, memory is constant.
+
+    Args:
+        before: the weights the round began with.
+    """
+
+    def __init__(self, before: Weights) -> None:
+        self._before = before
+        self._mean = ExactMean()
+        self._counters: dict[str, Array] = {}
+        self.num_updates = 0
+
+    def add(self, update: Update) -> None:
+        """Take in one update.
+
+        Raises:
+            UpdateRefusedError: see `ExactMean.add`; nothing was taken in.
+        """
+        deltas = {f"delta/{name}": array for name, array in update.delta.items()}
+        buffers = {f"buffer/{name}": array for name, array in moments(update.buffers, self._before).items()}
+        self._mean.add({**deltas, **buffers}, update.num_examples)
+        for name, array in update.buffers.items():
+            if array.dtype.kind != "f":
+                self._counters[name] = np.maximum(self._counters.get(name, array), array)
+        self.num_updates += 1
+
+    def result(self) -> tuple[Weights, Weights]:
+        """The mean delta of the trained tensors, and the pooled buffers; float32, counters as they are.
+
+        Raises:
+            WeightsError: nothing was added.
+        """
+        mean = self._mean.result()
+        deltas = {name.removeprefix("delta/"): array for name, array in mean.items() if name.startswith("delta/")}
+        floats = {name.removeprefix("buffer/"): array for name, array in mean.items() if name.startswith("buffer/")}
+        return Weights(deltas), Weights({**pool(floats, self._before), **self._counters})
+
+
+def _move(weights: Weights, mean_delta: Weights, step: Callable[[str, Array], Array]) -> Weights:
+    return add(weights, {name: step(name, delta) for name, delta in mean_delta.items()})
+
+
+def _moment(
+    kind: str, mean_delta: Weights, state: State, update: Callable[[Array, Array], Array]
+) -> dict[str, NDArray[np.float32]]:
+    """One moment of every trained tensor, moved on in float64 and kept in float32, as a checkpoint keeps it."""
+    moved = {}
+    for name, delta in mean_delta.items():
+        before = state.get(f"{kind}/{name}", np.zeros(delta.shape, dtype=np.float32))
+        after = update(before.astype(np.float64), delta.astype(np.float64))
+        moved[f"{kind}/{name}"] = np.asarray(after, dtype=np.float32)
+    return moved
+
+
+def _adaptive(first: State, second: State, name: str, rate: float, tau: float) -> Array:
+    m = first[f"first/{name}"].astype(np.float64)
+    v = second[f"second/{name}"].astype(np.float64)
+    return np.asarray(rate * m / (np.sqrt(v) + tau))

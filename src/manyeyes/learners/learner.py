@@ -1,0 +1,171 @@
+"""What the federation knows of a learner: weights and pictures go in, an update or metrics come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from manyeyes.config import NODE_ID_PATTERN, TrainSection
+from manyeyes.datasets.sample import Dataset
+from manyeyes.weights import Update, Weights
+
+__all__ = ["FitPlan", "Learner", "Metrics", "Progress", "ProgressCallback", "Template", "silent"]
+
+
+class FitPlan(BaseModel):
+    """What a node is asked to do in one round; travels in the request, so it is validated where it arrives.
+
+    Attributes:
+        train: epochs, batch, learning rate, …
+        round: index of this round, from 0.
+        rounds: rounds of the whole run; learning rate and augmentation follow (round + share done) / rounds.
+        seed: seed of the run; what a node draws depends on (seed, round, node_id) alone.
+        proximal_mu: strength of FedProx's proximal term; 0 for none.
+        personal: patterns of tensor names that are trained but stay at the node.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    train: TrainSection
+    round: int = Field(ge=0)
+    rounds: int = Field(ge=1)
+    seed: int = Field(0, ge=0)
+    node_id: str = Field("node", pattern=NODE_ID_PATTERN)
+    proximal_mu: float = Field(0.0, ge=0)
+    personal: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a fit is; sent about twice a second and at the end of each epoch.
+
+    Attributes:
+        epoch, epochs: the epoch that is running, from 1, and how many this fit has.
+        step, steps: optimiser steps done and in all.
+        images_per_second: since the fit began, after its first step.
+        losses: mean of each loss since the epoch began.
+        seconds_left: estimate for the rest of this fit.
+        epoch_done: True once at the end of each epoch.
+    """
+
+    node_id: str
+    round: int
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    images_per_second: float
+    losses: Mapping[str, float]
+    seconds_left: float
+    epoch_done: bool = False
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+def silent(_: Progress) -> None:
+    """The progress callback that shows nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """How good weights are on a set of pictures.
+
+    Attributes:
+        ap50: average precision at IoU 0.5 for each class that has objects among the pictures.
+        ap: average precision averaged over IoU 0.50:0.05:0.95, same classes.
+        num_images: pictures tested on.
+        num_objects: objects of each class among them.
+    """
+
+    ap50: dict[str, float]
+    ap: dict[str, float]
+    num_images: int
+    num_objects: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def map50(self) -> float:
+        """Mean of `ap50` over the classes; 0 if there are none."""
+        return sum(self.ap50.values()) / len(self.ap50) if self.ap50 else 0.0
+
+    @property
+    def map50_95(self) -> float:
+        """Mean of `ap` over the classes; 0 if there are none."""
+        return sum(self.ap.values()) / len(self.ap) if self.ap else 0.0
+
+    def restricted_to(self, names: Sequence[str]) -> Metrics:
+        """The same for some of the classes, e.g. those that all sites share."""
+        return Metrics(
+            {n: v for n, v in self.ap50.items() if n in names},
+            {n: v for n, v in self.ap.items() if n in names},
+            self.num_images,
+            {n: v for n, v in self.num_objects.items() if n in names},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, with the two means."""
+        return {**asdict(self), "map50": self.map50, "map50_95": self.map50_95}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Metrics:
+        """The inverse of `to_dict`."""
+        return cls(
+            {str(k): float(v) for k, v in values["ap50"].items()},
+            {str(k): float(v) for k, v in values["ap"].items()},
+            int(values["num_images"]),
+            {str(k): int(v) for k, v in values.get("num_objects", {}).items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """The one form of model that all nodes of a run share.
+
+    Attributes:
+        architecture: name of the architecture, e.g. "yolov8n"; for a detector also the head's lineage.
+        names: class names; an output's index is an index into it.
+        weights: the weights every row of a table starts from.
+    """
+
+    architecture: str
+    names: tuple[str, ...]
+    weights: Weights
+
+    @property
+    def form_hash(self) -> str:
+        """Hash that every node compares with its own before it trains."""
+        return self.weights.form_hash
+
+
+class Learner(Protocol):
+    """Trains and tests one kind of model.
+
+    A learner that multiplies a single number by its site's mean:
+
+        class MeanLearner:
+            template = Template("mean", ("thing",), Weights({"w": np.zeros(1)}))
+
+            def fit(self, weights, data, plan, progress=silent):
+                n = len(data.split("train"))
+                return Update(Weights({"w": np.full(1, n) - weights["w"]}), Weights({}), num_examples=n)
+
+            def evaluate(self, weights, data, split, imgsz=None):
+                return Metrics({"thing": 1.0}, {"thing": 1.0}, num_images=len(data.split(split)))
+    """
+
+    @property
+    def template(self) -> Template:
+        """The form of model this learner trains."""
+
+    def fit(self, weights: Weights, data: Dataset, plan: FitPlan, progress: ProgressCallback = silent) -> Update:
+        """Train from `weights` on the training pictures; `weights` are not changed.
+
+        The update's delta holds every tensor that was trained, personal ones included: what stays at the node is
+        taken out by the node, not by the learner.
+        """
+
+    def evaluate(self, weights: Weights, data: Dataset, split: str, imgsz: int | None = None) -> Metrics:
+        """Test `weights` on one split of the data, for the classes the data annotates."""

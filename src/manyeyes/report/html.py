@@ -1,0 +1,498 @@
+"""One page about a run, for the people of its sites: a single HTML file that needs nothing else.
+
+Every piece of the page is a function that returns HTML and is given plain text; `_h` is the only way in for text.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import cv2
+import yaml
+
+from manyeyes.errors import DataError
+from manyeyes.report.pictures import class_colour, draw_detections, found_and_false
+from manyeyes.report.plots import SERIES_DARK, SERIES_LIGHT, draw_plots
+from manyeyes.report.runlog import Event, read_runlog, without_redone
+from manyeyes.report.tables import (
+    CLASSES_IN_MAIN_TABLE,
+    NOT_TESTED,
+    RowSummary,
+    SiteSummary,
+    Summary,
+    format_bytes,
+    format_points,
+    format_seconds,
+    model_label,
+    summarise,
+)
+from manyeyes.weights import write_atomically
+
+__all__ = ["SCORE_SHOWN", "write_report"]
+
+SCORE_SHOWN = 0.25
+"""Detections with a smaller score are not drawn."""
+
+_PICTURE_WIDTH = 640
+_JPEG_QUALITY = 84
+_FEW_PICTURES = 100
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_TONES = {True: ("good", "▲"), False: ("bad", "▼"), None: ("even", "●")}
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write ``report.html`` from what lies in the folder of a run.
+
+    It reads runlog.jsonl and, where they exist, config.yaml and examples/index.json with its JPEGs. An interrupted
+    run is reported as far as it came, and the page says so.
+
+    Returns:
+        path of the page.
+
+    Raises:
+        RunError: there is no run log, or it cannot be read.
+        DataError: examples/index.json is not as it should be.
+        ResourceError: matplotlib is missing, or the page cannot be written.
+    """
+    raw = list(read_runlog(run_folder / "runlog.jsonl"))
+    events, summary = without_redone(raw), summarise(raw)
+    examples = _read_examples(run_folder / "examples")
+    sections = [
+        _banner(events, summary),
+        _head(events, summary),
+        _verdicts(summary),
+        _table_section(summary),
+        _examples_section(examples, run_folder / "examples", summary.names),
+        _curves(events),
+        _what_left(events, summary),
+        _notes(events, summary, has_examples=bool(examples)),
+        _how_made(events, summary, run_folder / "config.yaml"),
+    ]
+    path = run_folder / "report.html"
+    write_atomically(path, _page(summary, sections).encode())
+    return path
+
+
+def _h(text: object) -> str:
+    return escape(str(text), quote=True)
+
+
+def _page(summary: Summary, sections: Iterable[str]) -> str:
+    css = files("manyeyes.report").joinpath("report.css").read_text(encoding="utf-8")
+    light = "".join(f"--s{i}:{colour};" for i, colour in enumerate(SERIES_LIGHT))
+    dark = "".join(f"--s{i}:{colour};" for i, colour in enumerate(SERIES_DARK))
+    series = f":root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_h(summary.name or 'Run')} · manyeyes report</title>\n<style>\n{css}{series}\n</style>\n</head>\n"
+        f"<body>\n<main>\n{''.join(sections)}\n</main>\n</body>\n</html>\n"
+    )
+
+
+# -- what happened, in words -------------------------------------------------------------------------------------------
+
+
+def _banner(events: Sequence[Event], summary: Summary) -> str:
+    if summary.finished:
+        return ""
+    rows = [f"{row.model} ({row.rounds_done} of {row.rounds or '?'} rounds)" for row in summary.rows if row.rounds]
+    so_far = f" So far: {', '.join(rows)}." if rows else ""
+    planned = next((e.get("rows", ()) for e in reversed(events) if e["event"] == "run_started"), ())
+    begun = {row.row for row in summary.rows}
+    open_rows = [model_label(str(r["row"])) for r in planned if str(r["row"]) not in begun]
+    later = f" Not begun: {', '.join(open_rows)}." if open_rows else ""
+    text = f"This run has not come to its end; what is missing here has not happened yet.{so_far}{later}"
+    return f'<div class="banner" role="note"><p>{_h(text)}</p></div>'
+
+
+def _head(events: Sequence[Event], summary: Summary) -> str:
+    began = next((e["time"] for e in events if e["event"] == "run_started"), None)
+    day = time.strftime("%d %B %Y", time.localtime(began)).lstrip("0") if began else ""
+    eyebrow = " · ".join(part for part in ("manyeyes", summary.name, day) if part)
+    return (
+        f'<header><p class="eyebrow">{_h(eyebrow)}</p><h1>{_h(_headline(summary))}</h1>'
+        f'<p class="lede">{_h(_lede(summary))}</p></header>{_key_figures(summary)}'
+    )
+
+
+def _headline(summary: Summary) -> str:
+    together = summary.together
+    count = len(summary.sites)
+    who, reach = ("the site", "reaches") if count == 1 else (f"the {_count(count)} sites", "reach")
+    if together is None or together.mixed is None:
+        return f"The common model of {who} has not been tested yet."
+    score = f"Together {who} {reach} {_score(together.mixed.map50)} of 100 points"
+    difference = summary.vs_best_alone(together)
+    best = summary.best_alone
+    if difference is None or best is None:
+        return f"{score}."
+    owner = best.row.removeprefix("alone-")
+    if abs(difference) < 0.0005:
+        return f"{score}, as many as the best of them alone (site {owner})."
+    word = "more" if difference > 0 else "fewer"
+    return f"{score}, {abs(difference) * 100:.1f} {word} than the best of them alone (site {owner})."
+
+
+def _lede(summary: Summary) -> str:
+    together = summary.together
+    sentences = _gains_in_words(summary)
+    if together and together.mixed:
+        what = _listed(summary.names)
+        sentences.append(
+            f"The score is mAP50, measured on {together.mixed.num_images} test pictures of all sites that no model was "
+            f"trained on: it rewards finding and naming every {what} and punishes false alarms; 100 would be perfect."
+        )
+    return " ".join(sentences)
+
+
+def _gains_in_words(summary: Summary) -> list[str]:
+    gains = {site.site: site.gain for site in summary.sites if site.gain is not None}
+    better = [site for site in summary.sites if site.better_off is True]
+    worse = [site for site in summary.sites if site.better_off is False]
+    sentences = []
+    if better and len(gains) > 1:
+        most = max(better, key=lambda site: site.gain or 0.0)
+        sentences.append(f"Site {most.site} gains most: {abs(most.gain or 0) * 100:.1f} points on its own pictures.")
+    for site in worse:
+        sentences.append(
+            f"Site {site.site} loses {abs(site.gain or 0) * 100:.1f} points on its own pictures "
+            "and should keep its own model."
+        )
+    if gains and len(better) == len(gains) > 1:
+        sentences.append("Every site is better off than alone.")
+    return sentences
+
+
+def _key_figures(summary: Summary) -> str:
+    together = summary.together
+    if together is None:
+        return ""
+    sent = together.bytes_up / max(len(summary.sites), 1)
+    figures = [
+        (_score(together.mixed.map50) if together.mixed else "–", "of 100 (mAP50), the model trained together"),
+        (_points(summary.vs_best_alone(together)), "points against the best site alone"),
+        (_points(summary.together_vs_pooled), "points against all pictures pooled in one place"),
+        (format_bytes(sent) if together.bytes_up else "–", "left each site on average; no picture did"),
+    ]
+    return (
+        '<dl class="figures">'
+        + "".join(f'<div class="card"><dd>{_h(value)}</dd><dt>{_h(label)}</dt></div>' for value, label in figures)
+        + "</dl>"
+    )
+
+
+# -- who is better off -------------------------------------------------------------------------------------------------
+
+
+def _verdicts(summary: Summary) -> str:
+    if not summary.sites:
+        return ""
+    if not summary.sites_tested:
+        return f"<h2>Is each site better off?</h2><p>{_h(NOT_TESTED)}</p>"
+    cards = "".join(_verdict(site) for site in summary.sites)
+    intro = "Measured on each site's own test pictures, because that is where its model will work."
+    return f'<h2>Is each site better off?</h2><p>{intro}</p><div class="verdicts">{cards}</div>'
+
+
+def _verdict(site: SiteSummary) -> str:
+    tone, mark = _TONES[site.better_off]
+    bars = "".join(
+        _bar(label, value, colour)
+        for label, value, colour in (
+            ("untrained", site.untrained, "var(--muted)"),
+            ("alone", site.alone, "var(--s2)"),
+            ("together", site.together, "var(--s0)"),
+            ("pooled", site.pooled, "var(--s1)"),
+        )
+        if value is not None
+    )
+    pictures = f"{site.num_images} test pictures" if site.num_images else "no test pictures"
+    return (
+        f'<article class="card verdict {tone}"><h3>Site {_h(site.site)} <small>{pictures}</small></h3>'
+        f'<p class="says"><span class="mark" aria-hidden="true">{mark}</span>{_h(site.verdict)}</p>'
+        f'<div class="bars">{bars}</div></article>'
+    )
+
+
+def _bar(label: str, value: float, colour: str) -> str:
+    return (
+        f'<span>{_h(label)}</span><div class="bar"><i style="width:{value * 100:.1f}%;--fill:{colour}"></i></div>'
+        f"<b>{value * 100:.1f}</b>"
+    )
+
+
+def _table_section(summary: Summary) -> str:
+    rows = [row for row in summary.rows if row.mixed]
+    if not rows:
+        return ""
+    missing = [row.model for row in summary.rows if not row.mixed]
+    note = f"<p><small>Not tested yet: {_h(', '.join(missing))}.</small></p>" if missing else ""
+    wide = len(summary.names) > CLASSES_IN_MAIN_TABLE
+    names = () if wide else summary.names
+    head = ["model", *(f"{name} AP50" for name in names), "mAP50", "mAP50-95", "vs best alone", "time"]
+    body = "".join(_table_row(summary, row, names) for row in rows)
+    classes = _class_table(summary, rows) if wide else ""
+    return (
+        "<h2>All models on the same pictures</h2>"
+        "<p>The test pictures of all sites together. AP50 is the score for one kind of object; mAP50 is their mean; "
+        "mAP50-95 also asks how tightly the boxes fit.</p>"
+        f"{_table(head, body)}{classes}{note}"
+    )
+
+
+def _table(head: Sequence[str], body: str) -> str:
+    cells = "".join(f"<th>{_h(cell)}</th>" for cell in head)
+    return f'<div class="card scroll"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _class_table(summary: Summary, rows: Sequence[RowSummary]) -> str:
+    body = ""
+    for name in summary.names:
+        values = [row.mixed.ap50.get(name) if row.mixed else None for row in rows]
+        body += f"<tr><th>{_h(name)}</th>{''.join(map(_cell, values))}</tr>"
+    return _table(["AP50", *(row.model for row in rows)], body)
+
+
+def _cell(value: float | None) -> str:
+    return "<td>–</td>" if value is None else f"<td>{value:.3f}</td>"
+
+
+def _table_row(summary: Summary, row: RowSummary, names: Sequence[str]) -> str:
+    mixed = row.mixed
+    values = [mixed.ap50.get(name) if mixed else None for name in names]
+    values += [mixed.map50, mixed.map50_95] if mixed else [None, None]
+    cells = "".join(map(_cell, values))
+    difference = summary.vs_best_alone(row)
+    versus = "<td>best alone</td>" if row is summary.best_alone else _points_cell(difference)
+    kind = ' class="us"' if row.row == "together" else ""
+    return f"<tr{kind}><th>{_h(row.model)}</th>{cells}{versus}<td>{format_seconds(row.seconds)}</td></tr>"
+
+
+def _points_cell(difference: float | None) -> str:
+    if difference is None:
+        return "<td>–</td>"
+    tone = "up" if difference > 0 else "down"
+    return f'<td class="{tone}">{_points(difference)}</td>'
+
+
+# -- pictures and curves -----------------------------------------------------------------------------------------------
+
+
+def _read_examples(folder: Path) -> list[Mapping[str, Any]]:
+    path = folder / "index.json"
+    if not path.exists():
+        return []
+    try:
+        examples = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read: {error}", file=path) from error
+    if not isinstance(examples, list) or not all({"site", "image", "rows"} <= set(e) for e in examples):
+        raise DataError("must be a list of objects with site, image and rows", file=path)
+    return examples
+
+
+def _examples_section(examples: Sequence[Mapping[str, Any]], folder: Path, names: Sequence[str]) -> str:
+    title = "<h2>What the models see</h2>"
+    shown = [html for example in examples if (html := _example(example, folder, names))]
+    if not shown:
+        return f"{title}<p>This run kept no example pictures.</p>"
+    legend = "".join(
+        f'<li><i style="background:rgb{class_colour(i)}"></i>{_h(name)}</li>' for i, name in enumerate(names)
+    )
+    return (
+        f"{title}<p>Test pictures as a site's own model and the common model see them; "
+        f"detections with a score of {SCORE_SHOWN} and more.</p>"
+        f'<ul class="legend">{legend}<li><i class="dashed"></i>there, but not found</li></ul>'
+        f'<div class="examples">{"".join(shown)}</div>'
+    )
+
+
+def _example(example: Mapping[str, Any], folder: Path, names: Sequence[str]) -> str:
+    # Only the file's name: an index must not be able to point out of its folder.
+    image = cv2.imread(str(folder / Path(str(example["image"])).name), cv2.IMREAD_COLOR)
+    if image is None:
+        return ""
+    own = f"alone-{example['site']}"
+    rows = sorted(example["rows"], key=lambda row: (row != own, row != "together", row))
+    rows = [row for row in rows if row in (own, "together")] or rows[:2]
+    truth = example.get("truth") or []
+    pair = "".join(_seen(image, truth, example["rows"][row], model_label(row), names) for row in rows)
+    name = f"Site {example['site']}"
+    return (
+        f'<figure class="card example"><figcaption><h3>{_h(name)}</h3><small>{_h(example["image"])}</small>'
+        f'</figcaption><div class="pair">{pair}</div></figure>'
+    )
+
+
+def _seen(image: Any, truth: Sequence[Any], boxes: Sequence[Any], model: str, names: Sequence[str]) -> str:
+    boxes = [box for box in boxes if box[4] >= SCORE_SHOWN]
+    found, false = found_and_false(truth, boxes)
+    scale = _PICTURE_WIDTH / image.shape[1]
+    # Scaled before it is drawn on, so that lines and letters stay sharp.
+    kind = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+    shown = cv2.resize(image, None, fx=scale, fy=scale, interpolation=kind)
+    missed = [_scaled(box, scale) for box, hit in zip(truth, found, strict=True) if not hit]
+    drawn = draw_detections(shown, [_scaled(box, scale) for box in boxes], names, missed=missed)
+    _, jpeg = cv2.imencode(".jpg", drawn, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    data = base64.b64encode(jpeg.tobytes()).decode()
+    counts = f"{sum(found)} of {len(truth)} found" if truth else "nothing to find here"
+    counts += f", {false} false alarm{'' if false == 1 else 's'}" if false else ""
+    return (
+        f'<div><img loading="lazy" alt="{_h(f"{model}: {counts}")}" src="data:image/jpeg;base64,{data}" '
+        f'width="{drawn.shape[1]}" height="{drawn.shape[0]}">'
+        f"<p><b>{_h(model)}</b> <small>{_h(counts)}</small></p></div>"
+    )
+
+
+def _scaled(box: Sequence[float], scale: float) -> list[float]:
+    return [*(value * scale for value in box[:4]), *box[4:]]
+
+
+def _curves(events: Sequence[Event]) -> str:
+    plots = draw_plots(events)
+    if not plots:
+        return "<h2>How it went</h2><p>No round is finished yet, so there are no curves.</p>"
+    figures = "".join(
+        f'<figure class="card" role="img" aria-label="{_h(plot.title)}"><figcaption><h3>{_h(plot.title)}</h3>'
+        f"<p>{_h(plot.note)}</p></figcaption>{plot.svg}</figure>"
+        for plot in plots
+    )
+    intro = "Curves are drawn on validation pictures; the tables above are the final test."
+    return f'<h2>How it went</h2><p>{intro}</p><div class="plots">{figures}</div>'
+
+
+# -- what left each site -----------------------------------------------------------------------------------------------
+
+
+def _what_left(events: Sequence[Event], summary: Summary) -> str:
+    updates = [e for e in events if e["event"] == "update_received" and e.get("row") == "together"]
+    title = "<h2>What left each site</h2>"
+    if not updates:
+        return f"{title}<p>No update of the row “together” has been received.</p>"
+    nodes = list(dict.fromkeys(str(e["node"]) for e in updates))
+    body = "".join(_left_row(node, [e for e in updates if str(e["node"]) == node]) for node in nodes)
+    total = summary.together.bytes_up if summary.together else 0
+    others = total - sum(int(e["bytes"]) for e in updates)
+    rest = f" Answers with test results make up the other {format_bytes(others)}." if others > 0 else ""
+    return (
+        f"{title}<p>While training together. An update holds the changes of the model's weights and the numbers named "
+        "beside it. Pictures, boxes and file names are no part of any message.</p>"
+        '<div class="card scroll"><table><thead><tr><th>site</th><th>updates</th><th>bytes</th><th>each</th>'
+        '<th>pictures</th><th class="words">numbers sent along</th></tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+        f"<p><small>{format_bytes(total)} in all went up, counted as sent.{rest}</small></p>"
+    )
+
+
+def _left_row(node: str, updates: Sequence[Event]) -> str:
+    size = sum(int(e["bytes"]) for e in updates)
+    numbers = [
+        "number of training pictures used",
+        *dict.fromkeys(name for e in updates for name in e.get("metrics", {})),
+    ]
+    return (
+        f"<tr><th>{_h(node)}</th><td>{len(updates)}</td><td>{format_bytes(size)}</td>"
+        f'<td>{format_bytes(size / len(updates))}</td><td>0</td><td class="words">{_h(", ".join(numbers))}</td></tr>'
+    )
+
+
+def _notes(events: Sequence[Event], summary: Summary, *, has_examples: bool) -> str:
+    notes = [
+        f"This is one run with one seed{'' if summary.seed is None else f' ({summary.seed})'}. Differences of a point "
+        "or two can be chance; repeat it with other seeds before much depends on it."
+    ]
+    few = [f"{s.site} ({s.num_images})" for s in summary.sites if 0 < s.num_images < _FEW_PICTURES]
+    if few:
+        notes.append(f"Few test pictures: {', '.join(few)}. The fewer there are, the rougher the score.")
+    refused = [e for e in events if e["event"] == "update_refused"]
+    if refused:
+        last = refused[-1]
+        notes.append(
+            f"{len(refused)} update{'s were' if len(refused) > 1 else ' was'} refused and not merged; the last one "
+            f"from {last['node']} in round {last['round']}: {last['reason']}."
+        )
+    if summary.row("pooled"):
+        notes.append(
+            "“Pooled” trains on the pictures of all sites in one place. It is a yardstick for this comparison only, "
+            "and what training together avoids."
+        )
+    notes.append(
+        "Changes of weights are not pictures, yet they are made from pictures. This run did not add noise to them "
+        "(no differential privacy), so it gives no mathematical bound on what they could reveal."
+    )
+    if has_examples:
+        notes.append("This page shows test pictures of the sites. Ask them before you pass it on.")
+    return f'<h2>Read this with care</h2><ul class="notes">{"".join(f"<li>{_h(note)}</li>" for note in notes)}</ul>'
+
+
+# -- how it was made ---------------------------------------------------------------------------------------------------
+
+
+def _how_made(events: Sequence[Event], summary: Summary, config: Path) -> str:
+    started = next((e for e in reversed(events) if e["event"] == "run_started"), {})
+    machine = started.get("machine")
+    facts = {
+        "model": started.get("template"),
+        "classes": ", ".join(summary.names),
+        "sites": "; ".join(_site_facts(site) for site in started.get("sites", ())),
+        "seed": summary.seed,
+        "time": format_seconds(summary.seconds),
+        "manyeyes": started.get("manyeyes"),
+        "torch": started.get("torch"),
+        "machine": ", ".join(f"{k} {v}" for k, v in machine.items()) if isinstance(machine, dict) else machine,
+    }
+    listed = "".join(
+        f"<dt>{_h(key)}</dt><dd>{_h(value)}</dd>" for key, value in facts.items() if value not in (None, "")
+    )
+    text = _config_text(config)
+    block = (
+        f'<div class="card"><pre>{_h(text)}</pre></div>' if text else "<p>config.yaml is missing in this folder.</p>"
+    )
+    intro = "Everything that is needed to do it again, but for the folders of the sites."
+    return f'<h2>How it was made</h2><p>{intro}</p><dl class="facts">{listed}</dl>{block}'
+
+
+def _site_facts(site: Mapping[str, Any]) -> str:
+    pictures = ", ".join(f"{count} {split}" for split, count in site.get("pictures", {}).items())
+    annotates = ", ".join(site.get("annotates", ()))
+    return f"{site['node_id']}: {pictures}" + (f", annotates {annotates}" if annotates else "")
+
+
+def _config_text(path: Path) -> str:
+    """The configuration without the folders it names: where a site keeps its pictures is nobody else's business."""
+    if not path.exists():
+        return ""
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        return ""
+    for key in ("data_root", "output"):
+        values.pop(key, None)
+    for site in values.get("sites", ()):
+        site["data"] = Path(str(site.get("data", ""))).name
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip()
+
+
+def _score(value: float) -> str:
+    return f"{value * 100:.0f}"
+
+
+def _points(difference: float | None) -> str:
+    return "–" if difference is None else format_points(difference)
+
+
+def _count(number: int) -> str:
+    return _NUMBERS[number] if number < len(_NUMBERS) else str(number)
+
+
+def _listed(names: Sequence[str]) -> str:
+    if not names or len(names) > 4:
+        return "object"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,392 @@
+"""What a run shows while it goes on: bars on a terminal, one line an epoch and message anywhere else."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from manyeyes.report.runlog import Event
+from manyeyes.report.tables import MIXED, format_bytes, format_seconds, model_label
+
+__all__ = ["LiveView", "Narrator", "RunClock", "total_loss"]
+
+_logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_UPDATES = 0.25
+_LINES_SHOWN = 6
+_SILENT_LINES = frozenset({"progress", "round_started"})
+
+
+def total_loss(losses: Mapping[str, float]) -> float:
+    """The one number shown for a fit: "total" if the learner reports it, else the sum of its losses."""
+    return losses["total"] if "total" in losses else sum(losses.values())
+
+
+class Narrator:
+    """Turns events into plain lines; knows what must be remembered for that from one event to the next.
+
+    A node's last epoch waits for the message that follows it, so that both stand in one line:
+
+    >>> narrator = Narrator()
+    >>> fit = {"row": "together", "round": 3, "node": "A"}
+    >>> narrator({"event": "epoch_finished", **fit, "epoch": 1, "epochs": 2, "losses": {"box": 1.0, "cls": 0.31}})
+    ['[Node A] round 3 epoch 1/2 loss 1.31']
+    >>> narrator({"event": "epoch_finished", **fit, "epoch": 2, "epochs": 2, "losses": {"box": 0.9, "cls": 0.34}})
+    []
+    >>> narrator({"event": "update_received", **fit, "bytes": 1_400_000})
+    ['[Node A] round 3 epoch 2/2 loss 1.24 → sending 1.4 MB']
+    """
+
+    def __init__(self) -> None:
+        self._map50: dict[str, float] = {}
+        self._waiting: dict[str, str] = {}
+
+    def __call__(self, event: Event) -> list[str]:
+        """The lines to show for one event; none for most."""
+        kind = event["event"]
+        if kind in _SILENT_LINES:
+            return []
+        if kind == "epoch_finished":
+            return self._epoch(event)
+        if kind == "update_received":
+            text = self._waiting.pop(event["node"], f"[Node {event['node']}] round {event['round']}")
+            return [f"{text} → sending {format_bytes(event['bytes'])}"]
+        lines = self.flush()
+        if kind == "evaluated":
+            return lines + self._evaluated(event)
+        tell = _TELLERS.get(kind)
+        if kind == "row_started":
+            self._map50.clear()
+        return [*lines, *(tell(event) if tell else ())]
+
+    def flush(self) -> list[str]:
+        """The lines of epochs that no message followed."""
+        lines = list(self._waiting.values())
+        self._waiting.clear()
+        return lines
+
+    def _epoch(self, event: Event) -> list[str]:
+        node = event["node"]
+        lines = [self._waiting.pop(node)] if node in self._waiting else []
+        text = f"[Node {node}] round {event['round']} epoch {event['epoch']}/{event['epochs']}"
+        text += f" loss {total_loss(event['losses']):.2f}"
+        if node in self._map50:
+            text += f" mAP50 {self._map50[node]:.3f}"
+        if event["epoch"] < event["epochs"]:
+            return [*lines, text]
+        self._waiting[node] = text
+        return lines
+
+    def _evaluated(self, event: Event) -> list[str]:
+        where, map50 = str(event["where"]), float(event["metrics"]["map50"])
+        number = f" round {event['round']}" if event.get("round") else ""
+        if event["split"] == "val":
+            self._map50[where] = map50
+        place = "the pictures of all sites" if where == MIXED else f"{where}'s pictures"
+        return [f"[{model_label(str(event.get('row', '')))}]{number} mAP50 {map50:.3f} on {place} ({event['split']})"]
+
+
+def _tell_run(event: Event) -> list[str]:
+    sites = ", ".join(
+        f"{s['node_id']} ({sum(s.get('pictures', {}).values())} pictures)" for s in event.get("sites", ())
+    )
+    return [f"Run {event.get('name', '')}: {sites}" if sites else f"Run {event.get('name', '')}"]
+
+
+def _tell_row(event: Event) -> list[str]:
+    text = f"[{model_label(str(event.get('row', '')))}] {event.get('rounds', '?')} rounds"
+    if event.get("nodes"):
+        text += f" with {', '.join(map(str, event['nodes']))}"
+    if event.get("resumed_from"):
+        text += f", resumed after round {event['resumed_from']}"
+    return [text]
+
+
+def _tell_refusal(event: Event) -> list[str]:
+    return [f"[Node {event['node']}] round {event['round']} update refused: {event['reason']}"]
+
+
+def _tell_round(event: Event) -> list[str]:
+    text = f"[{model_label(str(event.get('row', '')))}] round {event['round']} finished"
+    text += f": {format_bytes(event.get('bytes_up', 0))} up, {format_bytes(event.get('bytes_down', 0))} down"
+    seconds = event.get("seconds", {}).get("total")
+    return [text if seconds is None else f"{text}, {format_seconds(seconds)}"]
+
+
+def _tell_interruption(event: Event) -> list[str]:
+    resume = f" {event['resume']}" if event.get("resume") else ""
+    return [f"Interrupted ({event.get('signal', 'stopped')}); what was finished is kept.{resume}"]
+
+
+_TELLERS: dict[str, Callable[[Event], list[str]]] = {
+    "run_started": _tell_run,
+    "row_started": _tell_row,
+    "update_refused": _tell_refusal,
+    "round_finished": _tell_round,
+    "interrupted": _tell_interruption,
+}
+
+
+class RunClock:
+    """Estimates the time left of a whole run from the rounds that are finished.
+
+    A round of a row costs as much as its nodes have training pictures; a round that runs counts by the share of
+    its fits. What an earlier session finished costs nothing now and is left out of the pace.
+
+    Args:
+        now: seconds on any steady clock.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._rows: list[tuple[str, int, float]] = []
+        self._pictures: dict[str, float] = {}
+        self._begin: float | None = None
+        self._done = 0.0
+        self._row: str | None = None
+        self._round = 0
+        self._fits: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Take note of one event."""
+        kind = event["event"]
+        if kind == "run_started":
+            self._plan(event)
+        elif kind == "row_started":
+            self._row, self._round = str(event.get("row", "")), int(event.get("resumed_from") or 0)
+            self._fits.clear()
+        elif kind == "round_started":
+            self._begin = self._now() if self._begin is None else self._begin
+            self._fits.clear()
+        elif kind == "progress":
+            self._fits[str(_node(event))] = event["step"] / max(event["steps"], 1)
+        elif kind == "round_finished":
+            self._done += self._cost()
+            self._round = int(event["round"])
+            self._fits.clear()
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the last row's last round, or None while nothing is known to go by."""
+        if self._begin is None or not any(row == self._row for row, _, _ in self._rows):
+            return None
+        # Merging and testing follow the fits: a round whose fits are done is not done.
+        running = self._cost() * 0.9 * self._share_of_fits()
+        done = self._done + running
+        if done <= 0:
+            return None
+        return (self._now() - self._begin) / done * max(self._cost_left() - running, 0.0)
+
+    def _plan(self, event: Event) -> None:
+        self._pictures = {
+            str(s["node_id"]): float(s.get("pictures", {}).get("train", 1)) for s in event.get("sites", ())
+        }
+        everything = sum(self._pictures.values()) or 1.0
+        self._rows = []
+        for row in event.get("rows", ()):
+            cost = sum(self._pictures.get(str(node), 0.0) for node in row.get("nodes", ()))
+            self._rows.append((str(row["row"]), int(row.get("rounds") or 0), cost or everything))
+
+    def _cost(self) -> float:
+        return next((cost for row, _, cost in self._rows if row == self._row), 0.0)
+
+    def _share_of_fits(self) -> float:
+        weight = {node: self._pictures.get(node, 1.0) for node in self._fits}
+        done = sum(share * weight[node] for node, share in self._fits.items())
+        return min(done / max(self._cost(), sum(weight.values()), 1e-9), 1.0)
+
+    def _cost_left(self) -> float:
+        names = [row for row, _, _ in self._rows]
+        here = names.index(self._row) if self._row in names else 0
+        later = sum(rounds * cost for _, rounds, cost in self._rows[here + 1 :])
+        return later + (self._rows[here][1] - self._round) * self._rows[here][2]
+
+
+@dataclass(slots=True)
+class _NodeState:
+    share: float = 0.0
+    status: str = "waiting"
+    detail: str = ""
+    map50: float | None = None
+
+
+@dataclass(slots=True)
+class _Board:
+    """What the terminal shows, kept up to date event by event."""
+
+    clock: RunClock = field(default_factory=RunClock)
+    title: str = ""
+    row: str = ""
+    round: int = 0
+    rounds: int | None = None
+    nodes: dict[str, _NodeState] = field(default_factory=dict)
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=_LINES_SHOWN))
+
+    def take(self, event: Event, lines: Sequence[str]) -> None:
+        self.clock(event)
+        self.lines.extend(lines)
+        take = _BOARD.get(event["event"])
+        if take:
+            take(self, event)
+
+    def node(self, event: Event) -> _NodeState:
+        return self.nodes.setdefault(str(_node(event)), _NodeState())
+
+    def render(self) -> RenderableType:
+        head = Text.assemble((self.title, "dim"), "  " if self.title else "", (model_label(self.row), "bold"))
+        if self.rounds:
+            head.append(f"  round {self.round} of {self.rounds}")
+        left = self.clock.seconds_left
+        if left is not None:
+            head.append(f"  about {format_seconds(left)} left in all", "dim")
+        lines = [Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in self.lines]
+        return Group(head, self._bars(), *lines)
+
+    def _bars(self) -> Table:
+        bars = Table.grid(padding=(0, 2))
+        for name, state in self.nodes.items():
+            map50 = "" if state.map50 is None else f"mAP50 {state.map50:.3f}"
+            bar = ProgressBar(total=1.0, completed=state.share, width=24)
+            bars.add_row(Text(name, style="bold"), bar, escape(state.status), map50, Text(state.detail, style="dim"))
+        return bars
+
+
+def _board_run(board: _Board, event: Event) -> None:
+    board.title = str(event.get("name", ""))
+
+
+def _board_row(board: _Board, event: Event) -> None:
+    board.row, board.rounds = str(event.get("row", "")), event.get("rounds")
+    board.round = int(event.get("resumed_from") or 0)
+    board.nodes = {str(node): _NodeState() for node in event.get("nodes", ())}
+
+
+def _board_round(board: _Board, event: Event) -> None:
+    board.round = int(event["round"])
+    for state in board.nodes.values():
+        state.share, state.status, state.detail = 0.0, "waiting", ""
+
+
+def _board_progress(board: _Board, event: Event) -> None:
+    state = board.node(event)
+    state.share = event["step"] / max(event["steps"], 1)
+    state.status = f"epoch {event['epoch']}/{event['epochs']}"
+    loss = total_loss(event.get("losses", {}))
+    left = format_seconds(event.get("seconds_left", 0.0))
+    state.detail = f"loss {loss:.2f}  {event.get('images_per_second', 0.0):.1f} pictures/s  {left} left"
+
+
+def _board_update(board: _Board, event: Event) -> None:
+    state = board.node(event)
+    state.share, state.status = 1.0, f"sent {format_bytes(event['bytes'])}"
+    state.detail = f"{format_seconds(event['seconds'])}" if "seconds" in event else ""
+
+
+def _board_refusal(board: _Board, event: Event) -> None:
+    state = board.node(event)
+    state.status, state.detail = "refused", str(event["reason"])
+
+
+def _board_evaluated(board: _Board, event: Event) -> None:
+    where = str(event["where"])
+    if event["split"] == "val" and where in board.nodes:
+        board.nodes[where].map50 = float(event["metrics"]["map50"])
+
+
+_BOARD: dict[str, Callable[[_Board, Event], None]] = {
+    "run_started": _board_run,
+    "row_started": _board_row,
+    "round_started": _board_round,
+    "progress": _board_progress,
+    "update_received": _board_update,
+    "update_refused": _board_refusal,
+    "evaluated": _board_evaluated,
+}
+
+
+class LiveView:
+    """A listener for `RunLog` that shows the run, and a context manager around it.
+
+    On a terminal it draws a bar for each node; elsewhere it prints plain lines. It never raises into the run: the
+    first failure is logged and the view stays silent from then on.
+
+    Args:
+        console: where to show; default: standard output.
+        quiet: show nothing.
+
+    Example:
+        with LiveView() as view:
+            log.listeners.append(view)
+    """
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self._console = console or Console()
+        self._narrator = Narrator()
+        self._board = _Board()
+        self._live: Live | None = None
+        self._off = quiet
+        self._shown_at = 0.0
+
+    def __enter__(self) -> Self:
+        if not self._off and self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._guarded(self._close)
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        self._guarded(lambda: self._show(event))
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        if self._off:
+            return
+        try:
+            action()
+        except (Exception, SystemExit):
+            # Hours of training must not end because a line could not be drawn; rich leaves the program
+            # (SystemExit) when standard output is a pipe that was closed, as in `manyeyes run … | head`.
+            self._off = True
+            _logger.warning("The view of the run failed and is switched off; the run goes on.", exc_info=True)
+
+    def _close(self) -> None:
+        lines = self._narrator.flush()
+        if self._live is None:
+            self._print(lines)
+            return
+        self._board.lines.extend(lines)
+        self._live.update(self._board.render(), refresh=True)
+        self._live.stop()
+
+    def _show(self, event: Event) -> None:
+        lines = self._narrator(event)
+        if self._live is None:
+            self._print(lines)
+            return
+        self._board.take(event, lines)
+        now = time.monotonic()
+        if event["event"] != "progress" or now - self._shown_at >= _SECONDS_BETWEEN_UPDATES:
+            self._shown_at = now
+            self._live.update(self._board.render(), refresh=True)
+
+    def _print(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _node(event: Event) -> Any:
+    """`progress` carries a learner's `node_id`; all other events name the `node`."""
+    return event["node"] if "node" in event else event["node_id"]

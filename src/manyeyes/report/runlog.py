@@ -1,0 +1,142 @@
+"""The run log: everything that happens in a run, one JSON object a line, in the order it happened.
+
+    event            fields besides time (seconds since 1970) and row ("untrained", "alone-A", "together", "pooled")
+    run_started      name, seed, template, names, manyeyes, torch, machine, sites: [{node_id, annotates,
+                     pictures: {split: n}, objects: {split: {class: n}}}], rows: [{row, rounds, nodes}]
+    row_started      nodes, rounds, resumed_from (last round that was kept, or null)
+    round_started    round, cohort
+    epoch_finished   round, node, epoch, epochs, losses: {name: value}, images_per_second
+    update_received  round, node, bytes, num_examples, seconds, metrics: {name: value}
+    update_refused   round, node, reason
+    evaluated        round, where ("A", …, "mixed"), split ("val", "test"), metrics (Metrics.to_dict())
+    round_finished   round, bytes_down, bytes_up, seconds: {fit, merge, evaluate, checkpoint, total}
+    row_finished     bytes_down, bytes_up, seconds
+    run_finished     summary
+    warning          reason, round and node where they apply
+    interrupted      signal, resume
+    progress         as learners.Progress; shown, never written
+
+`round` counts from 1 here, as people count; `evaluated` after the last round with split "test" is the final test.
+`rows` in run_started lists the rows in the order they are trained; a resumed run writes run_started once more, and
+row_started with `resumed_from` for the row that goes on, so that what it repeats counts once (`without_redone`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from manyeyes.errors import ResourceError, RunError
+
+__all__ = ["Emit", "Event", "RunLog", "read_runlog", "without_redone"]
+
+Emit = Callable[..., None]
+"""``emit(event, **fields)``: how every room reports what happens, without knowing who listens."""
+
+Event = dict[str, Any]
+"""One line of the log as a dictionary; `event` names its kind."""
+
+_SHOWN_ONLY = frozenset({"progress"})
+
+
+class RunLog:
+    """Appends events to a file and passes them on to listeners (the live view, TensorBoard).
+
+    Args:
+        path: the JSONL file; created if missing, continued if it exists. A last line that a crash cut off is
+            removed, so that the next event begins a line of its own.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.listeners: list[Callable[[Event], None]] = []
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_unfinished_line(path)
+            self._file = path.open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise ResourceError(
+                f"cannot be written ({error.strerror})", file=path, cure="Choose another `output` folder."
+            ) from error
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Record one event, then show it to every listener."""
+        record = {"time": round(time.time(), 3), "event": event, **fields}
+        if event not in _SHOWN_ONLY:
+            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        for listener in self.listeners:
+            listener(record)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_runlog(path: Path) -> Iterator[Event]:
+    """The events of a run log in order; a last line cut off by a crash is passed over.
+
+    Raises:
+        RunError: there is no such file, or a line of it is not an event.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise RunError(f"cannot be read ({error.strerror})", file=path, cure="Name the folder of a run.") from error
+    with file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):
+                yield _parse(line, path, number)
+
+
+def without_redone(events: Iterable[Event]) -> list[Event]:
+    """The events that count: what a resumed row did after its checkpoint, and then did again, stands here once."""
+    kept: list[Event] = []
+    for event in events:
+        if event["event"] == "row_started":
+            resumed_from = event.get("resumed_from") or 0
+            all_done = bool(resumed_from) and resumed_from >= event.get("rounds", float("inf"))
+            kept = [e for e in kept if all_done or e.get("row") != event.get("row") or _was_kept(e, resumed_from)]
+        kept.append(event)
+    return kept
+
+
+def _was_kept(event: Event, resumed_from: int) -> bool:
+    if resumed_from and event["event"] == "row_started":
+        return True
+    number = event.get("round")
+    return number is not None and number <= resumed_from
+
+
+def _parse(line: bytes, path: Path, number: int) -> Event:
+    try:
+        event = json.loads(line)
+    except ValueError as error:
+        raise RunError("is not JSON", file=path, key=f"line {number}", cure="Remove that line.") from error
+    if not isinstance(event, dict) or "event" not in event:
+        raise RunError("is not an event of a run", file=path, key=f"line {number}", cure="Remove that line.")
+    return event
+
+
+def _remove_unfinished_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        at = size
+        while at:
+            step = min(at, 1 << 16)
+            file.seek(at - step)
+            newline = file.read(step).rfind(b"\n")
+            if newline >= 0:
+                at = at - step + newline + 1
+                break
+            at -= step
+        if at < size:
+            file.truncate(at)

@@ -1,0 +1,188 @@
+"""Strategies against Flower's, and the merge against NumPy."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord
+from flwr.common import Array as FlowerArray
+from flwr.serverapp import strategy as flower
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from manyeyes.config import FederationSection, TrainSection
+from manyeyes.errors import UpdateRefusedError
+from manyeyes.federation.strategies import (
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedProx,
+    FedYogi,
+    Merge,
+    State,
+    Strategy,
+    build_strategy,
+)
+from manyeyes.learners.learner import FitPlan
+from manyeyes.weights import Update, Weights
+
+PLAN = FitPlan(train=TrainSection(), round=0, rounds=1)
+
+
+def update(delta: Any, num_examples: int = 1, **buffers: Any) -> Update:
+    named = {f"norm.{name}": np.asarray(value) for name, value in buffers.items()}
+    return Update(Weights({"w": np.asarray(delta)}), Weights(named), num_examples)
+
+
+def norm_weights(size: int = 3) -> Weights:
+    zeros, ones = np.zeros(size), np.ones(size)
+    return Weights(
+        {"w": zeros, "norm.running_mean": zeros, "norm.running_var": ones, "norm.num_batches_tracked": np.zeros(1, int)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (FedAvgM(0.7, 0.9), flower.FedAvgM(server_learning_rate=0.7, server_momentum=0.9)),
+        (FedAdam(0.05, 0.9, 0.99, 1e-3), flower.FedAdam(eta=0.05, beta_1=0.9, beta_2=0.99, tau=1e-3)),
+        (FedYogi(0.05, 0.9, 0.99, 1e-3), flower.FedYogi(eta=0.05, beta_1=0.9, beta_2=0.99, tau=1e-3)),
+    ],
+    ids=["fedavgm", "fedadam", "fedyogi"],
+)
+def test_server_optimisers_equal_flowers(ours: Strategy, theirs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    weights = Weights({"a": rng.normal(size=(4, 3)), "b": rng.normal(size=7)})
+    reference = {name: array.astype(np.float64) for name, array in weights.items()}
+    state: State = {}
+    for round in range(1, 7):
+        delta = Weights({name: rng.normal(scale=0.1, size=array.shape) for name, array in weights.items()})
+        weights, state = ours.step(weights, delta, state)
+        reference = flower_step(theirs, reference, delta, round, monkeypatch)
+        for name, array in weights.items():
+            np.testing.assert_allclose(array, reference[name], rtol=0, atol=1e-6)
+
+
+def flower_step(
+    strategy: Any, before: dict[str, Any], delta: Weights, round: int, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """One aggregation of a Flower strategy that is given the mean of the replies."""
+    record = ArrayRecord({name: FlowerArray(array) for name, array in before.items()})
+    merged = ArrayRecord({name: FlowerArray(array + delta[name]) for name, array in before.items()})
+    monkeypatch.setattr(flower.FedAvg, "configure_train", lambda *_: [])
+    monkeypatch.setattr(flower.FedAvg, "aggregate_train", lambda *_: (merged, None))
+    strategy.configure_train(round, record, None, None)
+    after, _ = strategy.aggregate_train(round, [])
+    return {name: array.numpy() for name, array in after.items()}
+
+
+def test_fedavg_moves_by_the_mean_and_fedprox_asks_for_the_term() -> None:
+    weights = Weights({"w": np.array([1.0, 2.0]), "frozen": np.array([5.0])})
+    delta = Weights({"w": np.array([0.5, -1.0])})
+
+    moved, state = FedAvg(0.5).step(weights, delta, {})
+    assert moved["w"].tolist() == [1.25, 1.5]
+    assert moved["frozen"].tolist() == [5.0]
+    assert not state
+
+    proximal = FedProx(mu=0.3, server_lr=0.5)
+    assert proximal.plan(PLAN).proximal_mu == 0.3
+    assert proximal.step(weights, delta, {})[0].value_hash == moved.value_hash
+    assert FedAvg().plan(PLAN).proximal_mu == 0
+
+
+@pytest.mark.parametrize(
+    ("section", "strategy"),
+    [
+        ("fedavg", FedAvg(1.0)),
+        ({"name": "fedprox", "mu": 0.2}, FedProx(0.2, 1.0)),
+        ({"name": "fedavgm", "server_momentum": 0.5}, FedAvgM(1.0, 0.5)),
+        ({"name": "fedadam", "beta1": 0.8}, FedAdam(0.01, 0.8, 0.99, 0.001)),
+        ({"name": "fedyogi", "tau": 0.1}, FedYogi(0.01, 0.9, 0.99, 0.1)),
+    ],
+)
+def test_sections_become_strategies(section: Any, strategy: Strategy) -> None:
+    assert build_strategy(FederationSection.model_validate({"strategy": section}).strategy) == strategy
+
+
+finite = st.floats(-1e3, 1e3, width=32)
+nodes = st.lists(
+    st.tuples(
+        hnp.arrays(np.float32, 3, elements=finite),
+        hnp.arrays(np.float32, 3, elements=finite),
+        hnp.arrays(np.float32, 3, elements=st.floats(0, 1e4, width=32)),
+        st.integers(1, 10**5),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(nodes)
+@settings(max_examples=40, deadline=None)
+def test_any_order_gives_the_same_bits(values: list[tuple[Any, Any, Any, int]]) -> None:
+    updates = [
+        update(delta, n, running_mean=mean, running_var=var, num_batches_tracked=np.array([n]))
+        for delta, mean, var, n in values
+    ]
+    hashes = set()
+    for order in itertools.permutations(updates):
+        merge = Merge(norm_weights())
+        for one in order:
+            merge.add(one)
+        hashes.add(tuple(part.value_hash for part in merge.result()))
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_statistics_are_pooled_as_if_all_samples_were_one(offset: float) -> None:
+    rng = np.random.default_rng(3)
+    samples = [rng.normal(offset + i, 1 + i, size=(n, 3)) for i, n in enumerate((10, 500, 37))]
+    before = norm_weights()
+    merge = Merge(before)
+    for count, x in enumerate(samples):
+        batches = np.array([100 - count])
+        statistics = {"running_mean": x.mean(axis=0), "running_var": x.var(axis=0)}
+        merge.add(update(np.zeros(3), len(x), num_batches_tracked=batches, **statistics))
+    _, buffers = merge.result()
+
+    together = np.concatenate(samples)
+    np.testing.assert_allclose(buffers["norm.running_mean"], together.mean(axis=0), rtol=1e-6)
+    # A float32 mean near 1000 is rounded by up to 3e-5; nothing more may be lost.
+    np.testing.assert_allclose(buffers["norm.running_var"], together.var(axis=0), rtol=1e-6 if not offset else 1e-4)
+    assert buffers["norm.num_batches_tracked"].tolist() == [100]
+    assert buffers["norm.num_batches_tracked"].dtype == np.int64
+
+
+def test_equal_nodes_with_a_tiny_variance_keep_it() -> None:
+    before = norm_weights().replace({"norm.running_mean": np.full(3, 1e4, np.float32)})
+    merge = Merge(before)
+    for n in (1, 3, 7):
+        merge.add(update(np.zeros(3), n, running_mean=np.full(3, 1e4), running_var=np.full(3, 1e-7)))
+    _, buffers = merge.result()
+    np.testing.assert_allclose(buffers["norm.running_var"], 1e-7, rtol=1e-6)
+
+
+def test_frozen_normalisation_stays_out_of_the_merge() -> None:
+    merge = Merge(norm_weights())
+    merge.add(update([1.0, 2.0, 3.0]))
+    delta, buffers = merge.result()
+    assert delta["w"].tolist() == [1.0, 2.0, 3.0]
+    assert not buffers
+
+
+def test_a_refused_update_leaves_the_merge_as_it_was() -> None:
+    statistics = {"running_var": np.ones(3), "num_batches_tracked": np.array([9])}
+    merge = Merge(norm_weights())
+    merge.add(update([1.0, 1.0, 1.0], 2, running_mean=np.zeros(3), **statistics))
+    with pytest.raises(UpdateRefusedError, match="too large"):
+        merge.add(update([5.0, 5.0, 5.0], 2, running_mean=np.full(3, 1e30), **statistics))
+
+    delta, buffers = merge.result()
+    assert delta["w"].tolist() == [1.0, 1.0, 1.0]
+    assert buffers["norm.running_var"].tolist() == [1.0, 1.0, 1.0]
+    assert merge.num_updates == 1

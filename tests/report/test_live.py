@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from manyeyes.report.live import LiveView, Narrator, RunClock
+
+from .synthetic import SITES, Clock, SyntheticRun
+
+_FIT = {"row": "together", "round": 3, "node": "A", "losses": {"box": 0.5, "cls": 0.44, "dfl": 0.3}}
+
+
+def play(folder: Path, view: LiveView) -> None:
+    run = SyntheticRun(folder)
+    with view:
+        run.log.listeners.append(view)
+        run.start()
+        run.row("together", SITES, last=2)
+        run.emit("update_refused", row="together", round=2, node="B", reason="holds NaN")
+        run.emit("interrupted", row="together", signal="SIGINT", resume="manyeyes run --resume")
+    run.log.close()
+
+
+def test_the_plain_line_of_an_epoch_and_its_message() -> None:
+    narrator = Narrator()
+    scores = {"map50": 0.582}
+    narrator({"event": "evaluated", "row": "together", "round": 2, "where": "A", "split": "val", "metrics": scores})
+    assert narrator({"event": "epoch_finished", **_FIT, "epoch": 2, "epochs": 3}) == [
+        "[Node A] round 3 epoch 2/3 loss 1.24 mAP50 0.582"
+    ]
+    assert narrator({"event": "epoch_finished", **_FIT, "epoch": 3, "epochs": 3}) == []
+    assert narrator({"event": "update_received", **_FIT, "bytes": 1_400_000}) == [
+        "[Node A] round 3 epoch 3/3 loss 1.24 mAP50 0.582 → sending 1.4 MB"
+    ]
+
+
+def test_an_epoch_without_a_message_is_told_with_the_next_event() -> None:
+    narrator = Narrator()
+    narrator({"event": "epoch_finished", **_FIT, "epoch": 1, "epochs": 1})
+    lines = narrator({"event": "update_refused", "row": "together", "round": 3, "node": "A", "reason": "holds NaN"})
+    assert lines == ["[Node A] round 3 epoch 1/1 loss 1.24", "[Node A] round 3 update refused: holds NaN"]
+
+
+def test_without_a_terminal_plain_lines_are_printed(tmp_path: Path) -> None:
+    out = io.StringIO()
+    play(tmp_path, LiveView(Console(file=out, width=40)))
+    lines = out.getvalue().splitlines()
+    pattern = r"\[Node [ABC]\] round \d epoch \d/3 loss \d\.\d\d( mAP50 0\.\d{3})?( → sending 1\.4 MB)?"
+    told = [line for line in lines if line.startswith("[Node")]
+    assert all(re.fullmatch(pattern, line) for line in told[:-1])
+    assert len(told) == 2 * 3 * 3 + 1
+    assert lines[0] == "Run three-sites: A (340 pictures), B (340 pictures), C (340 pictures)"
+    assert lines[-1] == "Interrupted (SIGINT); what was finished is kept. manyeyes run --resume"
+
+
+def test_on_a_terminal_bars_are_drawn(tmp_path: Path) -> None:
+    out = io.StringIO()
+    play(tmp_path, LiveView(Console(file=out, force_terminal=True, width=100, height=30)))
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
+    assert "together  round 2 of 5" in text
+    assert "refused" in text
+    assert "Interrupted (SIGINT)" in text
+
+
+def test_quiet_is_quiet(tmp_path: Path) -> None:
+    out = io.StringIO()
+    play(tmp_path, LiveView(Console(file=out, force_terminal=True), quiet=True))
+    assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_failing_view_does_not_stop_the_run(terminal: bool, caplog: pytest.LogCaptureFixture) -> None:
+    view = LiveView(Console(file=io.StringIO(), force_terminal=terminal))
+    with view:
+        view({"event": "evaluated"})
+        view({"event": "epoch_finished"})
+    assert len(caplog.records) == 1
+    assert "the run goes on" in caplog.text
+
+
+def test_a_closed_pipe_does_not_stop_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    with LiveView(Console(file=Closed())) as view:
+        view({"event": "row_started", "row": "together", "rounds": 3})
+    assert "the run goes on" in caplog.text
+
+
+def test_the_time_left_follows_the_rounds_of_all_rows(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path)
+    clock = RunClock(now=run.clock)
+    run.log.listeners.append(clock)
+    run.start()
+    assert clock.seconds_left is None
+    run.row("alone-A", ["A"])
+    # A's five rounds took 5 * 17 s; B, C cost the same, together and pooled three times as much.
+    assert clock.seconds_left == pytest.approx(5 * 17 * (1 + 1 + 3 + 3))
+    run.log.close()
+
+
+def test_the_time_left_of_a_resumed_run_goes_by_this_session() -> None:
+    now = Clock(0.0)
+    clock = RunClock(now=now)
+    site: dict[str, Any] = {"node_id": "A", "pictures": {"train": 10}}
+    clock({"event": "run_started", "sites": [site], "rows": [{"row": "together", "rounds": 10, "nodes": ["A"]}]})
+    clock({"event": "row_started", "row": "together", "resumed_from": 6})
+    clock({"event": "round_started", "round": 7})
+    now.passes(30)
+    clock({"event": "round_finished", "round": 7})
+    assert clock.seconds_left == pytest.approx(3 * 30)
