@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+
+from manyeyes.datasets.scenes import write_scenes
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +17,37 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared pictures are not beside this checkout (../shared/data)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three small synthetic sites: a_office, b_crossroads, c_night. Only read."""
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    write_scenes(folder, images=9, imgsz=128, seed=5)
+    return folder
+
+
+@pytest.fixture
+def write_config(scenes: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes a configuration of the three small sites that trains for seconds; keywords replace its keys."""
+
+    def write(**changes: Any) -> Path:
+        values: dict[str, Any] = {
+            "name": "tiny",
+            "output": str(tmp_path / "runs"),
+            "data_root": str(scenes),
+            "sites": [
+                {"node_id": "A", "data": "a_office"},
+                {"node_id": "B", "data": "b_crossroads"},
+                {"node_id": "C", "data": "c_night"},
+            ],
+            "train": {"imgsz": 128, "batch": 4, "precision": "fp32", "lr": 0.002},
+            "federation": {"rounds": 2},
+            "compare": ["together"],
+            "evaluate": {"examples": 3},
+        }
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump({**values, **changes}))
+        return path
+
+    return write

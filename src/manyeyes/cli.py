@@ -279,8 +279,8 @@ def split(
 
     parts = split_dataset(load_dataset(path), how.value, sites, alpha=alpha, seed=seed)
     save_sites(parts, out, link=link)
-    draw_partition(parts, out / "who_holds_what.png")
     Console().print(partition_table(parts))
+    draw_partition(parts, out / "who_holds_what.png")
     Console().print(f"Written: {out}", highlight=False, soft_wrap=True)
 
 
@@ -306,3 +306,7 @@ def scenes(
         contact_sheet(out, 6, out / "contact_sheet.jpg")
     for folder in folders.values():
         Console().print(f"Written: {folder}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

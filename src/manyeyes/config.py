@@ -81,7 +81,7 @@ class TrainSection(Section):
     steps: int | None = Field(None, ge=1, description="optimiser steps in one round, instead of epochs")
     batch: int = Field(8, ge=1, description="pictures per optimiser step, over all accumulated parts")
     accumulate: int = Field(1, ge=1, description="parts a batch is computed in")
-    imgsz: int = Field(320, ge=32, le=2048, multiple_of=32, description="side in pixels")
+    imgsz: int = Field(320, ge=64, le=2048, multiple_of=32, description="side in pixels")
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(0.005, gt=0, description="learning rate at the start")
     final_lr: float = Field(0.05, gt=0, le=1, description="share of lr that is left at the end of the last round")
@@ -175,8 +175,11 @@ class FederationSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _strategy_by_name(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and isinstance(values.get("strategy"), str):
-            return {**values, "strategy": {"name": values["strategy"]}}
+        strategy = values.get("strategy") if isinstance(values, Mapping) else None
+        if isinstance(strategy, str):
+            return {**values, "strategy": {"name": strategy}}
+        if isinstance(strategy, Mapping) and "name" not in strategy:
+            return {**values, "strategy": {"name": "fedavg", **strategy}}
         return values
 
 
@@ -292,33 +295,35 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if isinstance(place, list):
         _step_into(place, last, key)
         place[int(last)] = value
-    else:
+    elif isinstance(place, dict):
         place[last] = value
+    else:
+        raise ConfigError(f"there is no {last!r} to set here", key=f"--set {key}")
 
 
 def _step_into(place: Any, part: str, key: str) -> Any:
     if isinstance(place, dict):
-        inner = place.setdefault(part, {})
+        inner = place.get(part)
+        if inner is None:  # also a section that stands in the file with nothing below it
+            inner = place[part] = {}
         if isinstance(inner, str) and part == "strategy":
             inner = place[part] = {"name": inner}
         return inner
-    if isinstance(place, list) and part.isdigit() and int(part) < len(place):
+    if isinstance(place, list) and part.isdecimal() and int(part) < len(place):
         return place[int(part)]
     raise ConfigError(f"there is no {part!r} to set here", key=f"--set {key}")
 
 
 def _as_config_error(error: ValidationError, file: Path | None) -> ConfigError:
-    first = error.errors()[0]
+    # A misspelt key is also a missing one: the spelling is what the user can see.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     location = [str(part) for part in first["loc"]]
     if location[:2] == ["federation", "strategy"] and len(location) > 2:
         del location[2]  # pydantic names the branch of the union, which is no key of the file
     key = ".".join(location) or None
     more = f" ({len(error.errors()) - 1} more after it)" if len(error.errors()) > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        guess = nearest(location[-1], known)
-        cure = f"Did you mean {guess!r}?" if guess else f"Known here: {', '.join(known)}."
-        return ConfigError(f"unknown key{more}", file=file, key=key, cure=cure)
+        return ConfigError(f"unknown key{more}", file=file, key=key, cure=_known_instead(first["loc"]))
     reason = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
     if not isinstance(given, (Mapping, BaseModel)) and first["type"] not in ("missing", "value_error"):
@@ -326,25 +331,36 @@ def _as_config_error(error: ValidationError, file: Path | None) -> ConfigError:
     return ConfigError(f"{reason}{more}", file=file, key=key)
 
 
-def _known_keys(location: Sequence[str]) -> list[str]:
+def _known_instead(loc: Sequence[int | str]) -> str:
+    *parents, wrong = (str(part) for part in loc)
+    if parents == ["federation"] and wrong in _ALIASES:
+        return f"It is another name of {_ALIASES[wrong]!r}, which stands there too: keep one."
+    if parents[:2] == ["federation", "strategy"]:
+        known = sorted(_STRATEGIES[parents[2]].model_fields)
+        elsewhere = [name for name, section in _STRATEGIES.items() if wrong in section.model_fields]
+        if elsewhere:
+            return f"It belongs to {', '.join(elsewhere)}; {parents[2]} knows {', '.join(known)}."
+    else:
+        known = _known_keys(parents)
+    guess = nearest(wrong, known)
+    return f"Did you mean {guess!r}?" if guess else f"Known here: {', '.join(known)}."
+
+
+def _known_keys(parents: Sequence[str]) -> list[str]:
     section: type[BaseModel] = RunConfig
-    for part in location:
-        if part.isdigit():
-            continue
+    for part in parents:
         if part == "sites":
             section = SiteSection
-        elif part == "strategy":
-            return sorted({name for strategy in _STRATEGIES for name in strategy.model_fields})
-        else:
-            default = section.model_fields[part].default
-            section = type(default)
+        elif not part.isdecimal():
+            section = type(section.model_fields[part].default)
     return sorted(section.model_fields)
 
 
-_STRATEGIES: tuple[type[Section], ...] = (
-    FedAvgSection,
-    FedProxSection,
-    FedAvgMSection,
-    FedAdamSection,
-    FedYogiSection,
-)
+_ALIASES = {"fraction_fit": "fraction", "min_fit_clients": "min_nodes"}
+_STRATEGIES: dict[str, type[Section]] = {
+    "fedavg": FedAvgSection,
+    "fedprox": FedProxSection,
+    "fedavgm": FedAvgMSection,
+    "fedadam": FedAdamSection,
+    "fedyogi": FedYogiSection,
+}

@@ -198,13 +198,15 @@ class ExactMean:
         """Add one set of arrays with a positive integer weight.
 
         Raises:
-            UpdateRefusedError: the weight is not positive, the names differ from those added before, a value is not
-                finite, or the sum would leave the range of the accumulator. Nothing is added in that case.
+            UpdateRefusedError: the weight is not positive, the names or shapes differ from those added before, a value
+                is not finite, or the sum would leave the range of the accumulator. Nothing is added in that case.
         """
         if weight <= 0:
             raise UpdateRefusedError(f"the weight of an update must be positive, got {weight}")
         if self._high and self._high.keys() != values.keys():
             raise UpdateRefusedError("the update does not name the same tensors as those before it")
+        if any(np.shape(values[name]) != sums.shape for name, sums in self._high.items()):
+            raise UpdateRefusedError("the update's tensors do not have the shapes of those before it")
         if self.total_weight + weight >= 2**30:
             raise UpdateRefusedError(f"the weights of a round must stay below 2^30, got {self.total_weight + weight}")
         largest = {name: self._checked_magnitude(name, array, weight) for name, array in values.items()}
@@ -262,7 +264,7 @@ def load_weights(path: Path | str) -> tuple[Weights, dict[str, str]]:
         with safe_open(str(path), framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             return Weights(arrays), dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError) as error:  # TypeError: a type NumPy does not have, such as bfloat16
         raise WeightsError(f"not a readable safetensors file ({error})", file=path) from error
 
 

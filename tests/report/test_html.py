@@ -11,7 +11,7 @@ import pytest
 from manyeyes.errors import DataError, RunError
 from manyeyes.report.html import write_report
 
-from .synthetic import SITES, SyntheticRun, write_examples
+from .synthetic import SITES, SyntheticRun, metrics, write_examples
 
 _VOID = {"meta", "br", "img", "link", "hr", "input"}
 
@@ -128,6 +128,25 @@ def test_examples_are_read_from_their_folder_only(new_run: SyntheticRun, tmp_pat
     (folder / "index.json").write_text(json.dumps(index))
     page = check(write_report(new_run.folder))
     assert sum(load.startswith("data:") for load in page.loads) == 6
+
+
+def test_what_nobody_looked_for_is_no_false_alarm(new_run: SyntheticRun) -> None:
+    sites = [{"node_id": site, "annotates": ["person"]} for site in SITES]
+    new_run.emit("run_started", name="x", names=["person", "car"], sites=sites)
+    write_examples(new_run.folder / "examples")
+    page = check(write_report(new_run.folder))
+    assert "found" in page.text
+    assert "false alarm" not in page.text
+
+
+def test_training_that_did_not_help_is_said(new_run: SyntheticRun) -> None:
+    new_run.test("untrained", 0)
+    scores = metrics(0.301)
+    new_run.emit("evaluated", row="together", round=5, where="mixed", split="test", metrics=scores)
+    new_run.emit("warning", row="together", reason="a checkpoint was damaged")
+    page = check(write_report(new_run.folder))
+    assert "Training has not helped: the model it began with scores 30 without it." in page.text
+    assert "The run gave 1 warning; the last one: a checkpoint was damaged." in page.text
 
 
 def test_a_broken_index_is_named(new_run: SyntheticRun) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from manyeyes.report.live import LiveView, Narrator, RunClock
+from manyeyes.report.live import LiveView, Narrator, RunClock, total_loss
 
 from .synthetic import SITES, Clock, SyntheticRun
 
@@ -37,6 +37,17 @@ def test_the_plain_line_of_an_epoch_and_its_message() -> None:
     assert narrator({"event": "update_received", **_FIT, "bytes": 1_400_000}) == [
         "[Node A] round 3 epoch 3/3 loss 1.24 mAP50 0.582 → sending 1.4 MB"
     ]
+
+
+def test_a_total_loss_is_not_added_to_its_parts() -> None:
+    assert total_loss({"box": 1.0, "cls": 2.0}) == 3.0
+    assert total_loss({"box": 1.0, "cls": 2.0, "loss": 4.5}) == 4.5
+
+
+def test_a_warning_is_told() -> None:
+    event = {"event": "warning", "row": "together", "round": 2, "node": "B", "reason": "could not test the model"}
+    assert Narrator()(event) == ["[Node B] round 2 warning: could not test the model"]
+    assert Narrator()({"event": "warning", "row": "alone-A", "reason": "old"}) == ["[A alone] warning: old"]
 
 
 def test_an_epoch_without_a_message_is_told_with_the_next_event() -> None:

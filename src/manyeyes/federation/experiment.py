@@ -24,7 +24,7 @@ from manyeyes.datasets import Dataset, Problem, Sample, check_decodable, load_da
 from manyeyes.datasets.classes import pool, relabel, union_names
 from manyeyes.datasets.detections import Detections
 from manyeyes.errors import DataError, Interrupted, RunError
-from manyeyes.federation.client import Client
+from manyeyes.federation.client import Client, expand_personal
 from manyeyes.federation.local import LocalTransport
 from manyeyes.federation.rounds import RowResult, Stop, never, run_rounds
 from manyeyes.learners.learner import FitPlan, Learner, Metrics, Progress
@@ -132,6 +132,7 @@ class Experiment:
 
         Raises:
             RunError: the folder holds a run and `resume` is False.
+            ConfigError: `federation.personal` names no tensor.
             ResourceError: a batch cannot fit.
             DataError: a site's class ids look swapped, or no site has test pictures.
         """
@@ -145,6 +146,7 @@ class Experiment:
             raise DataError(
                 "no site has test pictures, so nothing could be compared", cure="Give sites a `test` split."
             )
+        expand_personal(self.config.federation.personal, self.learner.template.weights)
         self.learner.check_batch_fits(self.config.train)
         if not trust_labels:
             for site, data in self.sites.items():
@@ -224,8 +226,13 @@ class Experiment:
             emit=emit,
             resume=True,
             stop=self.stop,
+            held_out=self._test_held_out,
             settings={"sites": {site: str(client.data.root) for site, client in clients.items()}},
         )
+
+    def _test_held_out(self, weights: Weights) -> Metrics:
+        """The validation pictures of all sites as one set: the curve on which the rows can be compared."""
+        return self.learner.test_sites(dict.fromkeys(self.sites, weights), self.sites, "val", self.imgsz)["mixed"]
 
     def _test(self, row: str, result: RowResult, clients: Mapping[str, Client], emit: Emit) -> dict[str, Metrics]:
         """Test on every site's test pictures; a site with personal layers is tested with its own."""

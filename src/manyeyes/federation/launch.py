@@ -13,6 +13,7 @@ from rich.console import Console
 
 from manyeyes.config import RunConfig
 from manyeyes.datasets import Problem
+from manyeyes.errors import Interrupted
 from manyeyes.federation.experiment import Experiment, open_sites
 from manyeyes.federation.rounds import Stop
 from manyeyes.learners.detector import DetectorLearner, build_template
@@ -60,7 +61,11 @@ def launch(
     with stop_signals() as stop:
         experiment = Experiment(config, sites, learner, stop=stop, resume_command=resume_command)
         experiment.check(resume=resume, trust_labels=trust_labels)
-        _run(experiment, config.run_folder, console, quiet)
+        try:
+            _run(experiment, config.run_folder, console, quiet)
+        except Interrupted:
+            write_results(config.run_folder)
+            raise
     return write_results(config.run_folder)
 
 
@@ -71,7 +76,7 @@ def _run(experiment: Experiment, folder: Path, console: Console, quiet: bool) ->
         log.listeners.append(stack.enter_context(TensorBoardWriter(folder / "tensorboard")))
         log.listeners.append(stack.enter_context(LiveView(console, quiet=quiet)))
         experiment.run(log)
-        log.emit("run_finished", summary=summarise(read_runlog(log.path)).to_dict())
+        log.emit("run_finished", summary=summarise(read_runlog(log.path)).to_dict() | {"finished": True})
 
 
 def write_results(folder: Path) -> Summary:

@@ -37,10 +37,13 @@ from manyeyes.learners.learner import FitPlan, Metrics, Template
 from manyeyes.report.runlog import Emit
 from manyeyes.weights import Update, Weights, check_finite
 
-__all__ = ["Expected", "RowResult", "Stop", "never", "run_rounds"]
+__all__ = ["Expected", "HeldOut", "RowResult", "Stop", "never", "run_rounds"]
 
 Expected = Callable[[FitPlan], tuple[frozenset[str], frozenset[str]]]
 """Names of the trained tensors and of the buffers that a learner's update holds for a plan, personal ones included."""
+
+HeldOut = Callable[[Weights], Metrics]
+"""Tests weights on pictures that belong to no node."""
 
 Stop = Callable[[], str | None]
 """The name of the signal that asks the run to stop, or None."""
@@ -85,6 +88,7 @@ def run_rounds(
     emit: Emit,
     resume: bool = False,
     stop: Stop = never,
+    held_out: HeldOut | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> RowResult:
     """Hold all rounds of a run.
@@ -101,6 +105,7 @@ def run_rounds(
         emit: told of every event, as listed in report/runlog.py.
         resume: go on after the last finished round in `folder`, or begin if there is none.
         stop: asked between replies and rounds.
+        held_out: tests the global model on pictures the coordinator holds, as often as the nodes test it on theirs.
         settings: further settings that the result depends on (the sites, …); a resume must find them unchanged.
 
     Raises:
@@ -108,7 +113,7 @@ def run_rounds(
         ConfigError: `personal` matches nothing, or leaves nothing to share.
         Interrupted: `stop` named a signal, which is the error's reason; every finished round is on disk.
     """
-    run = _Rounds(transport, template, train, federation, evaluate, seed, expected, folder, emit, stop)
+    run = _Rounds(transport, template, train, federation, evaluate, seed, expected, folder, emit, stop, held_out)
     state = run.open(resume, settings or {})
     resumed_from = state.round if resume and state.round else None
     emit("row_started", nodes=list(transport.nodes()), rounds=federation.rounds, resumed_from=resumed_from)
@@ -134,6 +139,7 @@ class _Rounds:
         folder: Path,
         emit: Emit,
         stop: Stop,
+        held_out: HeldOut | None,
     ) -> None:
         self.transport = transport
         self.template = template
@@ -143,6 +149,7 @@ class _Rounds:
         self.folder = folder
         self.emit = emit
         self.stop = stop
+        self.held_out = held_out
         self.strategy = build_strategy(federation.strategy)
         self.plan = self.strategy.plan(
             FitPlan(train=train, round=0, rounds=federation.rounds, seed=seed, personal=federation.personal)
@@ -263,7 +270,7 @@ class _Rounds:
         return weights, strategy_state
 
     def _evaluate(self, weights: Weights, number: int) -> None:
-        """Ask every node to test the new global model on its validation pictures."""
+        """Ask every node to test the new global model on its validation pictures, and test it on those held out."""
         imgsz = self.evaluate.imgsz or self.plan.train.imgsz
         plan = EvaluatePlan(split="val", imgsz=imgsz, round=number, personal=self.plan.personal)
         record = evaluate_request(weights, plan, self.form_hash)
@@ -275,6 +282,9 @@ class _Rounds:
                 self.emit("warning", round=number, node=reply.node_id, reason=f"could not test the model: {error}")
                 continue
             self.emit("evaluated", round=number, where=reply.node_id, split="val", metrics=metrics.to_dict())
+        if self.held_out:
+            metrics = self.held_out(weights)
+            self.emit("evaluated", round=number, where="mixed", split="val", metrics=metrics.to_dict())
 
     def _read_metrics(self, reply: Reply) -> Metrics:
         return read_metrics(_record_of(reply), self.template.weights, self.template.names)

@@ -36,7 +36,7 @@ from manyeyes.learners.training import (
     session_seed,
     train,
 )
-from manyeyes.weights import Update, Weights, load_weights, save_weights, subtract
+from manyeyes.weights import Update, Weights, check_finite, load_weights, save_weights, subtract
 
 __all__ = ["BASE_WEIGHTS", "DetectorLearner", "build_template", "load_any", "open_template", "save_model"]
 
@@ -51,8 +51,14 @@ def load_any(path: Path) -> tuple[Weights, tuple[str, ...]]:
     """Weights and class names from a `.pt` of Ultralytics or a `.safetensors` of ours; nothing in them is executed.
 
     Raises:
-        WeightsError: the file is missing, damaged or of another kind, or its pickle was refused.
+        WeightsError: the file is missing, damaged or of another kind, holds NaN, or its pickle was refused.
     """
+    weights, names = _read(path)
+    check_finite(weights, what=str(path))
+    return weights, names
+
+
+def _read(path: Path) -> tuple[Weights, tuple[str, ...]]:
     if path.suffix == ".pt":
         return yolo.load_checkpoint(path)
     if path.suffix != ".safetensors":
@@ -70,7 +76,6 @@ def save_model(path: Path, template: Template, weights: Weights) -> None:
     if path.suffix == ".pt":
         module = _module_of(template.architecture, len(template.names))
         _put(module, weights)
-        path.parent.mkdir(parents=True, exist_ok=True)
         yolo.save_checkpoint(path, module, template.names)
     else:
         save_weights(path, weights, {"architecture": template.architecture, "names": json.dumps(template.names)})

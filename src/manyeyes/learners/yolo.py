@@ -7,6 +7,7 @@ beside a site's labels, load `.npy` files and rewrite JPEGs; the trainer restart
 from __future__ import annotations
 
 import atexit
+import io
 import logging
 import os
 import pickle
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from manyeyes.config import AugmentSection
 from manyeyes.errors import WeightsError
 from manyeyes.learners.training import Batch, LossParts
-from manyeyes.weights import Weights
+from manyeyes.weights import Weights, write_atomically
 
 
 def _quiet_environment() -> None:
@@ -156,15 +157,19 @@ def _first_line(error: BaseException) -> str:
 
 
 def save_checkpoint(path: Path, module: nn.Module, names: Sequence[str]) -> None:
-    """Write a `.pt` that `ultralytics.YOLO` opens, atomically. `module` is changed to hold the class names."""
+    """Write a `.pt` that `ultralytics.YOLO` opens, atomically. `module` is changed to hold the class names.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
     module.names = dict(enumerate(names))  # type: ignore[assignment]
     module.task = "detect"  # type: ignore[assignment]
     args = {"task": "detect", "model": path.name, "imgsz": 640}
     module.args = args  # type: ignore[assignment]
-    temporary = path.with_name(f".{path.name}.part")
-    torch.save({"model": module.float().eval(), "ema": None, "train_args": args, "epoch": -1}, temporary)
+    content = io.BytesIO()
+    torch.save({"model": module.float().eval(), "ema": None, "train_args": args, "epoch": -1}, content)
     module.args = IterableSimpleNamespace(**DEFAULT_CFG_DICT)
-    temporary.replace(path)
+    write_atomically(path, content.getvalue())
 
 
 class _RecordingBoxLoss(BboxLoss):  # type: ignore[misc]

@@ -23,6 +23,7 @@ from manyeyes.report.plots import SERIES_DARK, SERIES_LIGHT, draw_plots
 from manyeyes.report.runlog import Event, read_runlog, without_redone
 from manyeyes.report.tables import (
     CLASSES_IN_MAIN_TABLE,
+    EVEN,
     NOT_TESTED,
     RowSummary,
     SiteSummary,
@@ -69,7 +70,7 @@ def write_report(run_folder: Path) -> Path:
         _head(events, summary),
         _verdicts(summary),
         _table_section(summary),
-        _examples_section(examples, run_folder / "examples", summary.names),
+        _examples_section(examples, run_folder / "examples", summary.names, _annotated(events, summary.names)),
         _curves(events),
         _what_left(events, summary),
         _notes(events, summary, has_examples=bool(examples)),
@@ -166,6 +167,13 @@ def _gains_in_words(summary: Summary) -> list[str]:
             f"Site {site.site} loses {abs(site.gain or 0) * 100:.1f} points on its own pictures "
             "and should keep its own model."
         )
+    untrained, together = summary.row("untrained"), summary.together
+    if untrained and untrained.mixed and together and together.mixed:
+        learnt = together.mixed.map50 - untrained.mixed.map50
+        if learnt < EVEN:
+            sentences.append(
+                f"Training has not helped: the model it began with scores {_score(untrained.mixed.map50)} without it."
+            )
     if gains and len(better) == len(gains) > 1:
         sentences.append("Every site is better off than alone.")
     return sentences
@@ -279,7 +287,7 @@ def _table_row(summary: Summary, row: RowSummary, names: Sequence[str]) -> str:
 def _points_cell(difference: float | None) -> str:
     if difference is None:
         return "<td>–</td>"
-    tone = "up" if difference > 0 else "down"
+    tone = "even" if abs(difference) < 0.0005 else "up" if difference > 0 else "down"
     return f'<td class="{tone}">{_points(difference)}</td>'
 
 
@@ -299,9 +307,21 @@ def _read_examples(folder: Path) -> list[Mapping[str, Any]]:
     return examples
 
 
-def _examples_section(examples: Sequence[Mapping[str, Any]], folder: Path, names: Sequence[str]) -> str:
+def _annotated(events: Sequence[Event], names: Sequence[str]) -> dict[str, set[int]]:
+    """Site → ids of the classes somebody looked for there: only these can be called missed or false."""
+    started = next((e for e in reversed(events) if e["event"] == "run_started"), {})
+    return {
+        str(site["node_id"]): {i for i, name in enumerate(names) if name in site["annotates"]}
+        for site in started.get("sites", ())
+        if site.get("annotates")
+    }
+
+
+def _examples_section(
+    examples: Sequence[Mapping[str, Any]], folder: Path, names: Sequence[str], annotated: Mapping[str, set[int]]
+) -> str:
     title = "<h2>What the models see</h2>"
-    shown = [html for example in examples if (html := _example(example, folder, names))]
+    shown = [html for example in examples if (html := _example(example, folder, names, annotated))]
     if not shown:
         return f"{title}<p>This run kept no example pictures.</p>"
     legend = "".join(
@@ -315,7 +335,7 @@ def _examples_section(examples: Sequence[Mapping[str, Any]], folder: Path, names
     )
 
 
-def _example(example: Mapping[str, Any], folder: Path, names: Sequence[str]) -> str:
+def _example(example: Mapping[str, Any], folder: Path, names: Sequence[str], annotated: Mapping[str, set[int]]) -> str:
     # Only the file's name: an index must not be able to point out of its folder.
     image = cv2.imread(str(folder / Path(str(example["image"])).name), cv2.IMREAD_COLOR)
     if image is None:
@@ -324,7 +344,8 @@ def _example(example: Mapping[str, Any], folder: Path, names: Sequence[str]) -> 
     rows = sorted(example["rows"], key=lambda row: (row != own, row != "together", row))
     rows = [row for row in rows if row in (own, "together")] or rows[:2]
     truth = example.get("truth") or []
-    pair = "".join(_seen(image, truth, example["rows"][row], model_label(row), names) for row in rows)
+    known = annotated.get(str(example["site"]), set(range(len(names))))
+    pair = "".join(_seen(image, truth, example["rows"][row], model_label(row), names, known) for row in rows)
     name = f"Site {example['site']}"
     return (
         f'<figure class="card example"><figcaption><h3>{_h(name)}</h3><small>{_h(example["image"])}</small>'
@@ -332,9 +353,11 @@ def _example(example: Mapping[str, Any], folder: Path, names: Sequence[str]) -> 
     )
 
 
-def _seen(image: Any, truth: Sequence[Any], boxes: Sequence[Any], model: str, names: Sequence[str]) -> str:
+def _seen(
+    image: Any, truth: Sequence[Any], boxes: Sequence[Any], model: str, names: Sequence[str], known: set[int]
+) -> str:
     boxes = [box for box in boxes if box[4] >= SCORE_SHOWN]
-    found, false = found_and_false(truth, boxes)
+    found, false = found_and_false(truth, [box for box in boxes if int(box[5]) in known])
     scale = _PICTURE_WIDTH / image.shape[1]
     # Scaled before it is drawn on, so that lines and letters stay sharp.
     kind = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
@@ -419,6 +442,10 @@ def _notes(events: Sequence[Event], summary: Summary, *, has_examples: bool) -> 
             f"{len(refused)} update{'s were' if len(refused) > 1 else ' was'} refused and not merged; the last one "
             f"from {last['node']} in round {last['round']}: {last['reason']}."
         )
+    warnings = [e for e in events if e["event"] == "warning"]
+    if warnings:
+        count = f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}"
+        notes.append(f"The run gave {count}; the last one: {warnings[-1]['reason']}.")
     if summary.row("pooled"):
         notes.append(
             "“Pooled” trains on the pictures of all sites in one place. It is a yardstick for this comparison only, "
@@ -440,7 +467,7 @@ def _how_made(events: Sequence[Event], summary: Summary, config: Path) -> str:
     started = next((e for e in reversed(events) if e["event"] == "run_started"), {})
     machine = started.get("machine")
     facts = {
-        "model": started.get("template"),
+        "model": _template_facts(started.get("template")),
         "classes": ", ".join(summary.names),
         "sites": "; ".join(_site_facts(site) for site in started.get("sites", ())),
         "seed": summary.seed,
@@ -460,6 +487,17 @@ def _how_made(events: Sequence[Event], summary: Summary, config: Path) -> str:
     return f'<h2>How it was made</h2><p>{intro}</p><dl class="facts">{listed}</dl>{block}'
 
 
+def _template_facts(template: Any) -> str:
+    if not isinstance(template, Mapping):
+        return str(template or "")
+    facts = [str(template.get("architecture", ""))]
+    if template.get("weights"):
+        facts.append(f"starting from {Path(str(template['weights'])).name}")
+    if template.get("value_hash"):
+        facts.append(f"whose hash is {str(template['value_hash'])[:12]}")
+    return ", ".join(fact for fact in facts if fact)
+
+
 def _site_facts(site: Mapping[str, Any]) -> str:
     pictures = ", ".join(f"{count} {split}" for split, count in site.get("pictures", {}).items())
     annotates = ", ".join(site.get("annotates", ()))
@@ -475,8 +513,10 @@ def _config_text(path: Path) -> str:
         return ""
     for key in ("data_root", "output"):
         values.pop(key, None)
-    for site in values.get("sites", ()):
-        site["data"] = Path(str(site.get("data", ""))).name
+    places = [(site, "data") for site in values.get("sites", ())] + [(values.get("model", {}), "weights")]
+    for section, key in places:
+        if key in section:
+            section[key] = Path(str(section[key])).name
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip()
 
 

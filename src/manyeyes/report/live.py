@@ -29,8 +29,8 @@ _SILENT_LINES = frozenset({"progress", "round_started"})
 
 
 def total_loss(losses: Mapping[str, float]) -> float:
-    """The one number shown for a fit: "total" if the learner reports it, else the sum of its losses."""
-    return losses["total"] if "total" in losses else sum(losses.values())
+    """The one number shown for a fit: "loss" if the learner reports it beside its parts, else the sum of the parts."""
+    return losses["loss"] if "loss" in losses else sum(losses.values())
 
 
 class Narrator:
@@ -93,7 +93,7 @@ class Narrator:
         number = f" round {event['round']}" if event.get("round") else ""
         if event["split"] == "val":
             self._map50[where] = map50
-        place = "the pictures of all sites" if where == MIXED else f"{where}'s pictures"
+        place = "the pictures of all sites" if where in (MIXED, "pooled") else f"{where}'s pictures"
         return [f"[{model_label(str(event.get('row', '')))}]{number} mAP50 {map50:.3f} on {place} ({event['split']})"]
 
 
@@ -117,6 +117,12 @@ def _tell_refusal(event: Event) -> list[str]:
     return [f"[Node {event['node']}] round {event['round']} update refused: {event['reason']}"]
 
 
+def _tell_warning(event: Event) -> list[str]:
+    who = f"Node {event['node']}" if "node" in event else model_label(str(event.get("row", "")))
+    number = f" round {event['round']}" if event.get("round") else ""
+    return [f"[{who}]{number} warning: {event['reason']}"]
+
+
 def _tell_round(event: Event) -> list[str]:
     text = f"[{model_label(str(event.get('row', '')))}] round {event['round']} finished"
     text += f": {format_bytes(event.get('bytes_up', 0))} up, {format_bytes(event.get('bytes_down', 0))} down"
@@ -133,6 +139,7 @@ _TELLERS: dict[str, Callable[[Event], list[str]]] = {
     "run_started": _tell_run,
     "row_started": _tell_row,
     "update_refused": _tell_refusal,
+    "warning": _tell_warning,
     "round_finished": _tell_round,
     "interrupted": _tell_interruption,
 }

@@ -146,6 +146,8 @@ def _with_chips(image: Any, boxes: Sequence[Box], names: Sequence[str]) -> Pictu
         name = names[class_id] if 0 <= class_id < len(names) else str(class_id)
         text, font = _text_and_font(f"{name} {box[4]:.2f}", size)
         place = _chip_place(box, draw.textlength(text, font=font) + size * 0.7, size * 1.35, canvas.size, taken)
+        if place is None:
+            continue
         taken.append(place)
         draw.rounded_rectangle(place, radius=size * 0.25, fill=class_colour(class_id))
         draw.text((place[0] + size * 0.35, (place[1] + place[3]) / 2), text, fill=_INK, font=font, anchor="lm")
@@ -154,13 +156,15 @@ def _with_chips(image: Any, boxes: Sequence[Box], names: Sequence[str]) -> Pictu
 
 def _chip_place(
     box: Box, width: float, height: float, size: tuple[int, int], taken: Sequence[tuple[float, float, float, float]]
-) -> tuple[float, float, float, float]:
-    """Above the box, else inside its top, else below it: the first place that is in the picture and free."""
+) -> tuple[float, float, float, float] | None:
+    """Above the box, else inside its top, else below it: the first place that is in the picture and free.
+
+    None if there is none: in a crowd, a chip over another tells less than the colour of the frame alone.
+    """
     x = min(max(box[0], 0.0), max(size[0] - width, 0.0))
     tops = [y for y in (box[1] - height, box[1], box[3]) if 0 <= y <= size[1] - height]
     free = [y for y in tops if not any(_overlap((x, y, x + width, y + height), other) for other in taken)]
-    y = (free or tops or [0.0])[0]
-    return x, y, x + width, y + height
+    return (x, free[0], x + width, free[0] + height) if free else None
 
 
 def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:

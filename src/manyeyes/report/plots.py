@@ -25,6 +25,7 @@ SERIES_DARK = ("#5cb8ff", "#a3adba", "#ffb340", "#35d0a0", "#f09acb", "#ff8552",
 _INK, _MUTED, _GRID = "#1c2430", "#5b6675", "#dfe4ea"
 _FIRST_OF_SITES = 2
 _SITES_SIDE_BY_SIDE = 4
+_LEAST_SPAN = 0.1
 _DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 
 _WIDTH, _HEIGHT = 4.5, 2.7
@@ -169,6 +170,10 @@ def _draw_rounds(figure: Any, data: _Data) -> bool:
     order = sorted(set(data.rows) - {"untrained"}, key=lambda row: (row == "together", data.rows.index(row)))
     for row in order:
         _line(axes, data.curve_over_all(row), data, row, strong=row == "together")
+    if not any(data.curve_over_all(row) for row in order if row != "together"):
+        # The other rows were tested at their own site only, which cannot be compared with the mean of all sites.
+        for site in data.sites:
+            _line(axes, data.curve("together", site), data, site, strong=False)
     _untrained_level(axes, data, MIXED)
     axes.set_ylabel("mAP50")
     return _finish_rounds(axes)
@@ -179,13 +184,14 @@ def _draw_sites(figure: Any, data: _Data) -> bool:
     if not shown:
         return False
     columns = min(3, len(shown))
-    grid = figure.subplots(-(-len(shown) // columns), columns, sharex=True, sharey=True, squeeze=False)
+    grid = figure.subplots(-(-len(shown) // columns), columns, sharex=True, squeeze=False)
     for axes, site in zip(grid.flat, shown, strict=False):
         for row in (f"alone-{site}", "pooled", "together"):
             _line(axes, data.curve(row, site), data, row, strong=row == "together")
         axes.set_title(_short(site))
         axes.set_xlabel("round")
         _whole_rounds(axes)
+        _widen(axes)
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
     grid[0][0].set_ylabel("mAP50")
@@ -227,7 +233,8 @@ def _draw_classes(figure: Any, data: _Data) -> bool:
 
 def _draw_losses(figure: Any, data: _Data) -> bool:
     fits = data.of("epoch_finished", "together")
-    names = list(dict.fromkeys(name for e in fits for name in e["losses"]))[:4]
+    all_names = list(dict.fromkeys(name for e in fits for name in e["losses"]))
+    names = ([name for name in all_names if name != "loss"] or all_names)[:4]
     if not names:
         return False
     all_axes = figure.subplots(1, len(names), squeeze=False)[0]
@@ -378,6 +385,14 @@ def _site_legend(figure: Any, data: _Data, shown: Sequence[str]) -> None:
     figure.legend(handles=handles, loc="outside upper left", ncols=3, handlelength=1.2)
 
 
+def _widen(axes: Any) -> None:
+    """Sites lie at different heights, so each has its own scale; but noise must not be blown up to look like a gain."""
+    low, high = axes.get_ylim()
+    missing = _LEAST_SPAN - (high - low)
+    if missing > 0:
+        axes.set_ylim(low - missing / 2, high + missing / 2)
+
+
 def _whole_rounds(axes: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
@@ -440,11 +455,17 @@ _PLOTS: tuple[tuple[str, str, str, Callable[[Any, _Data], bool], Callable[[_Data
     (
         "rounds",
         "Quality, round by round",
-        "On the validation pictures of all sites. Higher is better; 1 would be perfect.",
+        "On validation pictures of the sites (“together”: of all of them). 1 would be perfect.",
         _draw_rounds,
         _fixed,
     ),
-    ("sites", "Quality at each site", "On each site's own validation pictures.", _draw_sites, _by_site),
+    (
+        "sites",
+        "Quality at each site",
+        "On each site's own validation pictures; each site has its own scale.",
+        _draw_sites,
+        _by_site,
+    ),
     (
         "classes",
         "Each kind of object",

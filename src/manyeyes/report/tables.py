@@ -6,6 +6,7 @@ Average precision is a fraction from 0 to 1 everywhere in this file; people are 
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from manyeyes.errors import ResourceError
 from manyeyes.learners.learner import Metrics
 from manyeyes.report.runlog import Event, without_redone
+from manyeyes.weights import write_atomically
 
 __all__ = [
     "CLASSES_IN_MAIN_TABLE",
@@ -294,13 +295,11 @@ def write_metrics_csv(events: Iterable[Event], path: Path) -> None:
     for event in without_redone(events):
         for key, value in _csv_lines(event):
             lines[key] = value
-    try:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("row", "round", "where", "split", "class", "metric", "value"))
-            writer.writerows((*key, f"{value:.6g}") for key, value in lines.items())
-    except OSError as error:
-        raise ResourceError(f"cannot be written ({error.strerror})", file=path) from error
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(("row", "round", "where", "split", "class", "metric", "value"))
+    writer.writerows((*key, f"{value:.6g}") for key, value in lines.items())
+    write_atomically(path, text.getvalue())
 
 
 def render_main_table(summary: Summary, console: Console) -> None:
@@ -400,6 +399,19 @@ def _difference(row: RowSummary | None, base: RowSummary | None) -> float | None
     if row is None or base is None or row.mixed is None or base.mixed is None:
         return None
     return row.mixed.map50 - base.mixed.map50
+
+
+def metrics_table(metrics: Metrics) -> Table:
+    """Average precision of each class and the means over them."""
+    table = _table(f"{metrics.num_images} pictures")
+    table.add_column("class")
+    for title in ("objects", "AP50", "AP50-95"):
+        table.add_column(title, justify="right")
+    for name, ap50 in metrics.ap50.items():
+        table.add_row(escape(name), f"{metrics.num_objects.get(name, 0):,}", _number(ap50), _number(metrics.ap[name]))
+    objects = sum(metrics.num_objects.values())
+    table.add_row("mean", f"{objects:,}", _number(metrics.map50), _number(metrics.map50_95), style="bold")
+    return table
 
 
 def _site_dict(site: SiteSummary) -> dict[str, Any]:
