@@ -29,11 +29,13 @@ from manyeyes.federation.local import LocalTransport
 from manyeyes.federation.rounds import RowResult, Stop, never, run_rounds
 from manyeyes.learners.learner import FitPlan, Learner, Metrics, Progress
 from manyeyes.report.runlog import Emit, RunLog
-from manyeyes.weights import Weights, load_weights, write_atomically
+from manyeyes.weights import Weights, write_atomically
 
 __all__ = ["Experiment", "TestableLearner", "open_sites"]
 
 _CONFIG = "config.yaml"
+_EXAMPLES = "examples.json"
+_SHOWN_SCORE = 0.25
 
 
 class TestableLearner(Learner, Protocol):
@@ -201,7 +203,11 @@ class Experiment:
             clients = self._clients(row, nodes, folder)
             result = self._train(row, clients, folder, emit)
         self._stop_if_asked()
-        metrics = self._test(row, result, clients, emit)
+        weights = self._own_weights(row, result, clients)
+        metrics = self.learner.test_sites(weights, self.sites, "test", self.imgsz)
+        for where, values in metrics.items():
+            emit("evaluated", round=result.rounds, where=where, split="test", metrics=values.to_dict())
+        self._find_in_examples(row, weights, folder)
         self.learner.save(folder / "final.safetensors", result.weights)
         self.learner.save(folder / "final.pt", result.weights)
         write_atomically(tested, json.dumps({where: m.to_dict() for where, m in metrics.items()}, indent=2))
@@ -234,18 +240,12 @@ class Experiment:
         """The validation pictures of all sites as one set: the curve on which the rows can be compared."""
         return self.learner.test_sites(dict.fromkeys(self.sites, weights), self.sites, "val", self.imgsz)["mixed"]
 
-    def _test(self, row: str, result: RowResult, clients: Mapping[str, Client], emit: Emit) -> dict[str, Metrics]:
-        """Test on every site's test pictures; a site with personal layers is tested with its own."""
-        weights = dict.fromkeys(self.sites, result.weights)
-        if row == "together" and self.config.federation.personal:
-            weights = {
-                site: clients[site].own_weights(result.weights, self.config.federation.personal, result.rounds)
-                for site in self.sites
-            }
-        metrics = self.learner.test_sites(weights, self.sites, "test", self.imgsz)
-        for where, values in metrics.items():
-            emit("evaluated", round=result.rounds, where=where, split="test", metrics=values.to_dict())
-        return metrics
+    def _own_weights(self, row: str, result: RowResult, clients: Mapping[str, Client]) -> dict[str, Weights]:
+        """What each site would use: the row's weights, with its own personal layers where it keeps some."""
+        personal = self.config.federation.personal
+        if row != "together" or not personal:
+            return dict.fromkeys(self.sites, result.weights)
+        return {site: clients[site].own_weights(result.weights, personal, result.rounds) for site in self.sites}
 
     def _stop_if_asked(self) -> None:
         signal = self.stop()
@@ -276,39 +276,45 @@ class Experiment:
             ],
         }
 
-    def _write_examples(self) -> None:
-        """Test pictures of every site with what "alone" and "together" find in them, for the report."""
-        if not self.config.evaluate.examples:
-            return
+    def _examples(self) -> dict[str, list[Sample]]:
+        """Test pictures for the report: a few of each site, drawn by the run's seed among those with objects."""
         each = -(-self.config.evaluate.examples // len(self.sites))
+        chosen: dict[str, list[Sample]] = {}
+        for number, (site, data) in enumerate(self.sites.items()):
+            candidates = [sample for sample in data.split("test") if len(sample.class_id)]
+            order = np.random.default_rng([self.config.seed, number]).permutation(len(candidates))[:each]
+            chosen[site] = [candidates[i] for i in sorted(order)]
+        return chosen
+
+    def _find_in_examples(self, row: str, weights: Mapping[str, Weights], folder: Path) -> None:
+        """Keep what a row's model finds in the example pictures of the sites it is shown for."""
+        found: dict[str, list[list[list[float]]]] = {}
+        for site, samples in self._examples().items():
+            if row in (f"alone-{site}", "together"):
+                detections = self.learner.detect(weights[site], [s.image for s in samples], self.imgsz)
+                found[site] = [_rows_of(d.above(_SHOWN_SCORE)) for d in detections]
+        if found:
+            write_atomically(folder / _EXAMPLES, json.dumps(found))
+
+    def _write_examples(self) -> None:
+        """Copies of the example pictures, with what "alone" and "together" found in them, for the report."""
         folder = self.folder / "examples"
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        index = [
-            entry
-            for number, (site, data) in enumerate(self.sites.items())
-            for entry in self._site_examples(site, data, each, folder, [self.config.seed, number])
-        ]
+        index: list[dict[str, Any]] = []
+        for site, samples in self._examples().items():
+            found = {row: self._found_by(row, site) for row in (f"alone-{site}", "together")}
+            for number, sample in enumerate(samples):
+                name = f"{site}_{number:02d}.jpg"
+                scale = _write_small(sample, folder / name)
+                truth = [[*map(float, b * scale), int(c)] for b, c in zip(sample.xyxy, sample.class_id, strict=True)]
+                rows = {row: _scaled(boxes[number], scale) for row, boxes in found.items() if boxes}
+                index.append({"site": site, "image": name, "truth": truth, "rows": rows})
         write_atomically(folder / "index.json", json.dumps(index))
 
-    def _site_examples(
-        self, site: str, data: Dataset, count: int, folder: Path, seed: Sequence[int]
-    ) -> list[dict[str, Any]]:
-        candidates = [sample for sample in data.split("test") if len(sample.class_id)]
-        chosen = np.random.default_rng(seed).permutation(len(candidates))[:count]
-        samples = [candidates[i] for i in sorted(chosen)]
-        entries: list[dict[str, Any]] = []
-        for number, sample in enumerate(samples):
-            name, scale = f"{site}_{number:02d}.jpg", _write_small(sample, folder / f"{site}_{number:02d}.jpg")
-            truth = [[*map(float, box * scale), int(c)] for box, c in zip(sample.xyxy, sample.class_id, strict=True)]
-            entries.append({"site": site, "image": name, "scale": scale, "truth": truth, "rows": {}})
-        for row in (f"alone-{site}", "together"):
-            model = self.folder / "rows" / row / "final.safetensors"
-            if model.exists():
-                found = self.learner.detect(load_weights(model)[0], [s.image for s in samples], self.imgsz)
-                for entry, detections in zip(entries, found, strict=True):
-                    entry["rows"][row] = _rows_of(detections.above(0.25), entry["scale"])
-        return entries
+    def _found_by(self, row: str, site: str) -> list[list[list[float]]]:
+        path = self.folder / "rows" / row / _EXAMPLES
+        found: list[list[list[float]]] = json.loads(path.read_text()).get(site, []) if path.exists() else []
+        return found
 
 
 class _ProgressTeller:
@@ -366,11 +372,15 @@ def _write_small(sample: Sample, path: Path, side: int = 640) -> float:
     return scale
 
 
-def _rows_of(detections: Detections, scale: float) -> list[list[float]]:
+def _rows_of(detections: Detections) -> list[list[float]]:
     return [
-        [*(round(float(v) * scale, 1) for v in box), round(float(score), 3), int(class_id)]
+        [*map(float, box), round(float(score), 3), int(class_id)]
         for box, score, class_id in zip(detections.xyxy, detections.score, detections.class_id, strict=True)
     ]
+
+
+def _scaled(boxes: Sequence[Sequence[float]], scale: float) -> list[list[float]]:
+    return [[*(round(v * scale, 1) for v in box[:4]), *box[4:]] for box in boxes]
 
 
 def _version(package: str) -> str:

@@ -1,0 +1,185 @@
+"""The comparison of alone, together and pooled, on small real detectors."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+from rich.console import Console
+
+from manyeyes.config import load_config, parse_config
+from manyeyes.datasets import Problem
+from manyeyes.datasets.classes import pool
+from manyeyes.errors import DataError, RunError
+from manyeyes.federation.experiment import open_sites
+from manyeyes.federation.launch import launch
+from manyeyes.learners.detector import DetectorLearner, open_template
+from manyeyes.report.runlog import read_runlog
+from manyeyes.weights import load_weights
+
+WriteConfig = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def finished(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run of all rows with personal BatchNorm: its folder and summary."""
+    config = parse_config(
+        {
+            "name": "rows",
+            "output": str(tmp_path_factory.mktemp("runs")),
+            "data_root": str(scenes),
+            "sites": [
+                {"node_id": "A", "data": "a_office"},
+                {"node_id": "B", "data": "b_crossroads", "annotates": ["car"]},
+                {"node_id": "C", "data": "c_night"},
+            ],
+            "train": {"imgsz": 128, "batch": 4, "precision": "fp32", "lr": 0.002},
+            "federation": {"rounds": 2, "personal": ["bn"]},
+            "compare": ["untrained", "alone", "together", "pooled"],
+            "evaluate": {"examples": 3},
+        }
+    )
+    summary = launch(config, quiet=True, console=Console(stderr=True))
+    return config.run_folder, summary.to_dict()
+
+
+def events_of(folder: Path) -> list[dict[str, Any]]:
+    return list(read_runlog(folder / "runlog.jsonl"))
+
+
+def test_every_row_is_tested_on_every_site_and_on_all_pictures_as_one_set(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, _ = finished
+    tested: dict[str, dict[str, int]] = defaultdict(dict)
+    for event in events_of(folder):
+        if event["event"] == "evaluated" and event["split"] == "test":
+            tested[event["row"]][event["where"]] = event["metrics"]["num_images"]
+    assert list(tested) == ["untrained", "alone-A", "alone-B", "alone-C", "together", "pooled"]
+    for row, places in tested.items():
+        assert set(places) == {"A", "B", "C", "mixed"}, row
+        assert places["mixed"] == places["A"] + places["B"] + places["C"]
+
+
+def test_the_held_out_set_gives_a_curve_for_every_trained_row(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    rounds: dict[str, list[int]] = defaultdict(list)
+    for event in events_of(folder):
+        if event["event"] == "evaluated" and event["split"] == "val" and event["where"] == "mixed":
+            rounds[event["row"]].append(event["round"])
+    assert set(rounds) == {"alone-A", "alone-B", "alone-C", "together", "pooled"}
+    assert all(found == [1, 2] for found in rounds.values())
+
+
+def test_a_class_a_site_does_not_annotate_is_not_tested_there(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    tests = json.loads((folder / "rows" / "together" / "test.json").read_text())
+    assert set(tests["B"]["ap50"]) == {"car"}
+    persons = sum(tests[site]["num_objects"].get("person", 0) for site in ("A", "C"))
+    assert tests["mixed"]["num_objects"]["person"] == persons
+
+
+def test_personal_batchnorm_stays_at_each_site(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    states = {}
+    for site in ("A", "B", "C"):
+        paths = sorted((folder / "rows" / "together" / "nodes" / site).glob("personal-*.safetensors"))
+        states[site] = load_weights(paths[-1])[0]
+    assert len({state.value_hash for state in states.values()}) == 3
+    assert all("model.0.bn.weight" in state and "model.0.conv.weight" not in state for state in states.values())
+    start = load_weights(folder / "rows" / "untrained" / "final.safetensors")[0]
+    together = load_weights(folder / "rows" / "together" / "final.safetensors")[0]
+    assert (together["model.0.bn.weight"] == start["model.0.bn.weight"]).all()
+    assert (together["model.0.conv.weight"] != start["model.0.conv.weight"]).any()
+
+
+def test_final_models_are_the_same_in_both_formats(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    for row in ("untrained", "together", "pooled"):
+        plain, pickled = (open_template(folder / "rows" / row / f"final.{suffix}") for suffix in ("safetensors", "pt"))
+        assert plain.names == pickled.names == ("person", "car")
+        assert plain.weights.value_hash == pickled.weights.value_hash
+
+
+def test_example_pictures_have_boxes_of_both_models(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    index = json.loads((folder / "examples" / "index.json").read_text())
+    assert [entry["site"] for entry in index] == ["A", "B", "C"]
+    for entry in index:
+        assert cv2.imread(str(folder / "examples" / entry["image"])) is not None
+        assert set(entry["rows"]) == {f"alone-{entry['site']}", "together"}
+        assert entry["truth"]
+
+
+def test_pooled_pictures_remember_what_was_looked_for(scenes: Path, write_config: WriteConfig) -> None:
+    config = load_config(
+        write_config(
+            sites=[
+                {"node_id": "A", "data": "a_office", "annotates": ["person"]},
+                {"node_id": "B", "data": "b_crossroads", "annotates": ["car"]},
+            ]
+        )
+    )
+    sites = open_sites(config)
+    everything = pool(sites)
+    looked_for = {sample.image.parts[-4]: sample.annotates for sample in everything.split("train")}
+    assert looked_for == {"a_office": frozenset({0}), "b_crossroads": frozenset({1})}
+    assert {int(c) for sample in sites["A"].split("train") for c in sample.class_id} == {0}
+
+
+def test_sites_without_test_pictures_are_refused(write_config: WriteConfig, scenes: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    source = scenes / "c_night"
+    (site / "data.yaml").write_text(
+        f"path: {source}\ntrain: images/train\nval: images/val\nnames: [person, car]\n", encoding="utf-8"
+    )
+    config = load_config(write_config(sites=[{"node_id": "C", "data": str(site)}]))
+    with pytest.raises(DataError, match="no site has test pictures"):
+        launch(config, quiet=True)
+    assert not config.run_folder.exists()
+
+
+def test_skipped_problems_are_told(write_config: WriteConfig, scenes: Path, tmp_path: Path) -> None:
+    import shutil
+
+    site = tmp_path / "site"
+    shutil.copytree(scenes / "c_night", site)
+    label = sorted((site / "labels" / "train").iterdir())[0]
+    label.write_text("0 0.5 0.5 0.2 0.2\n7 0.5 0.5 0.1 0.1\n")
+    config = load_config(write_config(sites=[{"node_id": "C", "data": str(site)}]))
+    with pytest.raises(DataError, match=label.stem):
+        open_sites(config)
+    told: list[Problem] = []
+    sites = open_sites(config, skip_broken=True, on_problem=told.append)
+    assert [problem.kind for problem in told] == ["unknown-class"]
+    kept = next(sample for sample in sites["C"].split("train") if sample.image.stem == label.stem)
+    assert kept.class_id.tolist() == [0]
+
+
+def test_a_resumed_run_with_other_settings_names_them(write_config: WriteConfig) -> None:
+    one_site = [{"node_id": "C", "data": "c_night"}]
+    config = load_config(write_config(sites=one_site, federation={"rounds": 1}, evaluate={"examples": 0}))
+    launch(config, quiet=True)
+    (config.run_folder / "rows" / "together" / "test.json").unlink()
+    other = load_config(write_config(sites=one_site, federation={"rounds": 2}, evaluate={"examples": 0}))
+    with pytest.raises(RunError, match="rounds"):
+        launch(other, quiet=True, resume=True)
+
+
+def test_nothing_is_written_into_a_site_by_a_run(
+    finished: tuple[Path, dict[str, Any]], scenes: Path, write_config: WriteConfig
+) -> None:
+    def state() -> dict[str, tuple[int, int]]:
+        return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(scenes.rglob("*"))}
+
+    before = state()
+    config = load_config(write_config(federation={"rounds": 1}, compare=["together"]))
+    launch(config, quiet=True)
+    assert state() == before
+    assert isinstance(DetectorLearner(open_template(config.run_folder / "rows/together/final.pt")), DetectorLearner)
