@@ -14,14 +14,14 @@ import json
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from manyeyes.config import AugmentSection, ModelSection, TrainSection
 from manyeyes.datasets import load_dataset
 from manyeyes.datasets.scenes import CLASSES, write_scenes
 from manyeyes.learners.detector import BASE_WEIGHTS, DetectorLearner, build_template
 from manyeyes.learners.learner import FitPlan, Progress
-from manyeyes.weights import add
+from manyeyes.weights import add, write_atomically
 
 TRAIN = TrainSection(
     epochs=15,
@@ -71,8 +71,8 @@ def main() -> None:
     print("generic scenes it has not seen:", json.dumps(metrics.to_dict(), indent=2))
 
     halves = {name: a.astype(np.float16) if a.dtype == np.float32 else a for name, a in weights.items()}
-    save_file(halves, arguments.out, {"architecture": template.architecture, "names": json.dumps(CLASSES)})
-    content = arguments.out.read_bytes()
+    content = save(halves, {"architecture": template.architecture, "names": json.dumps(CLASSES)})
+    write_atomically(arguments.out, content)
     print(f"{len(content) / 1e6:.2f} MB, sha256 {hashlib.sha256(content).hexdigest()}")
 
 

@@ -232,7 +232,7 @@ def test_relative_output_is_fixed_when_the_run_is_written_out(tmp_path: Path, mo
 def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="run.yaml"):
+    with pytest.raises(ConfigError, match=r"run\.yaml"):
         load_config(path)
 
 

@@ -75,6 +75,14 @@ def test_the_mean_is_the_weighted_average(updates: list[tuple[NDArray[np.float32
     assert (error <= 1e-12 * scale + 2.0**-52).all()
 
 
+def test_small_steps_keep_their_digits() -> None:
+    rng = np.random.default_rng(2)
+    updates = [(rng.normal(0, 1e-4, 50).astype(np.float32), int(weight)) for weight in rng.integers(1, 500, 7)]
+    stacked = np.stack([values for values, _ in updates]).astype(np.float64)
+    expected = np.average(stacked, axis=0, weights=[weight for _, weight in updates])
+    np.testing.assert_allclose(mean_of(updates), expected, rtol=0, atol=2.0**-52)
+
+
 def test_one_update_comes_back_as_it_was() -> None:
     values = np.array([1.5, -2.25, 1e-3, 0.0], dtype=np.float32)
     np.testing.assert_allclose(mean_of([(values, 12345)]), values.astype(np.float64), rtol=0, atol=2.0**-52)
@@ -119,12 +127,10 @@ def test_an_update_that_cannot_be_merged_changes_nothing(
 
 def test_many_large_updates_are_refused_before_the_sum_wraps_around() -> None:
     mean = ExactMean()
-    taken = 0
+    for _ in range(4):
+        mean.add({"w": np.array([1e11])}, 10)
     with pytest.raises(UpdateRefusedError, match="too large"):
-        for _ in range(200):
-            mean.add({"w": np.array([1e11])}, 10)
-            taken += 1
-    assert taken > 0
+        mean.add({"w": np.array([1e11])}, 10)
     assert mean.result()["w"].tolist() == pytest.approx([1e11])
 
 
@@ -185,7 +191,7 @@ def test_select_and_replace() -> None:
     assert list(weights.select(lambda name: name.startswith("bn"))) == ["bn.running_var", "bn.num_batches_tracked"]
     assert weights.replace({"scale": np.array(2.0)})["scale"] == 2.0
     for wrong in ({"scales": np.array(2.0)}, {"scale": np.zeros(1)}):
-        with pytest.raises(WeightsError, match="cannot replace 'scales?'"):
+        with pytest.raises(WeightsError, match="cannot replace 'scale"):
             weights.replace(wrong)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -129,7 +130,8 @@ def demo(
     config = demo_config(out, quick=quick, seed=seed)
     with progress_bar(console, "Rendering three sites", quiet=quiet) as progress:
         prepare_demo(config, quick=quick, progress=progress)
-    summary = launch(config, resume=True, console=console, quiet=quiet, resume_command="manyeyes demo")
+    again = shlex.join(["manyeyes", "demo", *(["--quick"] if quick else []), "--out", str(out), "--seed", str(seed)])
+    summary = launch(config, resume=True, console=console, quiet=quiet, resume_command=again)
     _show_summary(summary, config.run_folder, as_json)
 
 
@@ -148,8 +150,6 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Train the sites of a configuration alone, together and pooled, and compare."""
-    import shlex
-
     from manyeyes.config import load_config
     from manyeyes.federation.launch import launch
 
@@ -215,7 +215,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Show a run's table and write its report.html again."""
-    from manyeyes.federation.launch import write_results
+    from manyeyes.report.results import write_results
 
     _show_summary(write_results(folder), folder, as_json)
 
@@ -268,7 +268,7 @@ def convert(
 def split(
     path: Annotated[Path, typer.Argument(help="The dataset to divide.", show_default=False)],
     out: Annotated[Path, typer.Option(help="A new folder; it gets site_0, site_1, … and who_holds_what.png.")],
-    sites: Annotated[int | None, typer.Option(help="How many; for `folder` all there are.", min=1)] = None,
+    sites: Annotated[int | None, typer.Option(help="How many; `folder` alone can do without.", min=1)] = None,
     how: Annotated[How, typer.Option(help="By folder, evenly, Dirichlet(α), or by class.")] = How.iid,
     alpha: Annotated[float, typer.Option(help="Dirichlet's α: small is uneven.", min=0.001)] = 0.5,
     seed: Seed = 0,
@@ -303,7 +303,7 @@ def scenes(
     with progress_bar(console, "Rendering", quiet=False) as progress:
         folders = write_scenes(out, images=images, imgsz=imgsz, seed=seed, domains=domains, progress=progress)
     if sheet:
-        contact_sheet(out, 6, out / "contact_sheet.jpg")
+        contact_sheet(out, 6, out / "contact_sheet.jpg", limit=30)
     for folder in folders.values():
         Console().print(f"Written: {folder}", highlight=False, soft_wrap=True)
 

@@ -188,7 +188,6 @@ class EvaluateSection(Section):
 
     every: int = Field(1, ge=1, description="rounds between tests on the validation pictures")
     imgsz: int | None = Field(None, ge=32, le=2048, multiple_of=32, description="side in pixels; default: as trained")
-    batch: int = Field(16, ge=1)
     examples: int = Field(6, ge=0, le=50, description="test pictures shown in the report")
 
 

@@ -58,7 +58,7 @@ class ManyeyesError(Exception):
         where = ": ".join(part for part in (self.file, self.key) if part)
         text = f"{where}: {self.reason}" if where else self.reason
         if self.cure:
-            text = f"{text}{'' if text.endswith('.') else '.'} {self.cure}"
+            text = f"{text}{'' if text.endswith(('.', '?', '!')) else '.'} {self.cure}"
         return text
 
 

@@ -80,6 +80,9 @@ def scene(seed: int, pictures: int = 8, ties: bool = False) -> tuple[list[Detect
     found, samples = [], []
     for index in range(pictures):
         truth, classes = boxes(rng, n := int(rng.integers(0, 7))), rng.integers(0, 2, n)
+        if n > 2:
+            truth[1], classes[1] = truth[0], classes[0]  # an object marked twice is overlapped equally twice
+            truth[2], classes[2] = truth[0] + [1, 0, 1, 0], classes[0]
         again = rng.integers(0, n, int(rng.integers(0, 2 * n + 1))) if n else np.zeros(0, dtype=int)
         near = truth[again] + rng.normal(0, rng.choice([0.3, 2, 5]), (len(again), 4)).astype(np.float32)
         near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 1)

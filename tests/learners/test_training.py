@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -351,7 +352,7 @@ def rates_used(asked: FitPlan, examples: int) -> list[float]:
         model.weight.zero_()
     train(model, unit_gradient, Ones(asked, examples), asked, device=CPU)
     seen.append(float(model.weight.detach()))
-    return [-(b - a) for a, b in zip(seen, seen[1:], strict=False)]
+    return [-(b - a) for a, b in itertools.pairwise(seen)]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
@@ -422,7 +423,7 @@ def test_the_same_plan_gives_the_same_bits_whatever_ran_before() -> None:
     asked = plan(steps=5, batch=4, momentum=0.9)
     first = fit(net(), asked, extra_loss=noisy)
     torch.manual_seed(99)
-    np.random.seed(99)  # noqa: NPY002
+    np.random.seed(99)
     assert same_bits(first, fit(net(), asked, extra_loss=noisy))
 
 

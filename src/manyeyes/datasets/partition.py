@@ -289,7 +289,7 @@ def split_dataset(
         hint = f"Did you mean {close!r}?" if close else f"Known are {', '.join(PARTITIONS)}."
         raise DataError(f"there is no partition {how!r}", key="how", cure=hint)
     if sites is None and how != "folder":
-        raise DataError(f"the partition {how!r} needs a number of sites", key="sites")
+        raise DataError(f"the partition {how!r} needs a number of sites", cure="Say how many: --sites 3.")
     pairs = [(split, sample) for split in SPLITS for sample in dataset.split(split)]
     parts = _parts(
         [sample for _, sample in pairs], [split for split, _ in pairs], dataset.root, how, sites, alpha, seed
@@ -444,6 +444,7 @@ def _draw_bars(axes: Any, values: NDArray[Any], classes: Sequence[str], sites: S
     axes.set_yticks(range(len(sites)), sites)
     axes.set_ylim(len(sites) - 0.4, -0.6)
     axes.set_xlabel(title, color=_INK, fontsize=9)
+    axes.locator_params(axis="x", integer=True)
     axes.tick_params(length=0, colors=_INK, labelsize=9)
     axes.grid(axis="x", color="#E3E3E3", linewidth=0.8)
     axes.set_axisbelow(True)

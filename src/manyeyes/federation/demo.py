@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any
 
 from manyeyes.config import RunConfig, parse_config
 from manyeyes.datasets.scenes import write_scenes
+from manyeyes.errors import RunError
+from manyeyes.weights import write_atomically
 
 __all__ = ["DEMO_SITES", "demo_config", "prepare_demo"]
 
 DEMO_SITES = {"A": "a_office", "B": "b_crossroads", "C": "c_night"}
 
+_MARKER = "demo.json"
 _FULL: dict[str, Any] = {
     "images": 150,
     "train": {"imgsz": 320, "batch": 8, "epochs": 1, "lr": 0.005},
@@ -53,16 +57,23 @@ def demo_config(output: Path, *, quick: bool = False, seed: int = 0, name: str =
 
 
 def prepare_demo(config: RunConfig, *, quick: bool = False, progress: Callable[[int, int], None] | None = None) -> None:
-    """Render the demo's sites unless they are there; clear away an earlier demo that was finished.
+    """Render the demo's sites unless an interrupted demo with the same options left them.
 
     Args:
         config: from `demo_config`.
         quick: as there.
         progress: called with (pictures done, pictures in all).
+
+    Raises:
+        RunError: the folder holds something that is not a demo, which is not cleared away.
     """
-    folder = config.run_folder
-    if (folder / "summary.json").exists():
+    folder, wanted = config.run_folder, {"seed": config.seed, "quick": quick}
+    marker = folder / _MARKER
+    if folder.exists() and any(folder.iterdir()) and not marker.exists():
+        raise RunError("holds something that is not a demo", file=folder, cure="Choose another folder with --out.")
+    if marker.exists() and (json.loads(marker.read_text()) != wanted or _finished(folder)):
         shutil.rmtree(folder)
+    write_atomically(marker, json.dumps(wanted))
     if not (folder / "sites").exists():
         size = _QUICK if quick else _FULL
         write_scenes(
@@ -73,3 +84,8 @@ def prepare_demo(config: RunConfig, *, quick: bool = False, progress: Callable[[
             domains=tuple(DEMO_SITES.values()),
             progress=progress,
         )
+
+
+def _finished(folder: Path) -> bool:
+    summary = folder / "summary.json"
+    return summary.exists() and bool(json.loads(summary.read_text()).get("finished"))

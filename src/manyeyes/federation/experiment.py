@@ -18,12 +18,14 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
+import yaml
 
-from manyeyes.config import FedAvgSection, FederationSection, RunConfig, TrainSection, dump_config
+from manyeyes.config import FedAvgSection, FederationSection, RunConfig, TrainSection, dump_config, load_config
 from manyeyes.datasets import Dataset, Problem, Sample, check_decodable, load_dataset, raise_problem
 from manyeyes.datasets.classes import pool, relabel, union_names
 from manyeyes.datasets.detections import Detections
 from manyeyes.errors import DataError, Interrupted, RunError
+from manyeyes.federation.checkpoint import check_same_settings
 from manyeyes.federation.client import Client, expand_personal
 from manyeyes.federation.local import LocalTransport
 from manyeyes.federation.rounds import RowResult, Stop, never, run_rounds
@@ -35,6 +37,16 @@ __all__ = ["Experiment", "TestableLearner", "open_sites"]
 
 _CONFIG = "config.yaml"
 _EXAMPLES = "examples.json"
+_FREE = (
+    "output",
+    "data_root",
+    "compare",
+    "train.device",
+    "train.threads",
+    "federation.deadline",
+    "evaluate.every",
+    "evaluate.examples",
+)
 _SHOWN_SCORE = 0.25
 
 
@@ -133,17 +145,20 @@ class Experiment:
         """Refuse before any training what would fail or mislead later; writes nothing.
 
         Raises:
-            RunError: the folder holds a run and `resume` is False.
+            RunError: the folder holds a run and `resume` is False, or the run was begun with other settings.
             ConfigError: `federation.personal` names no tensor.
             ResourceError: a batch cannot fit.
             DataError: a site's class ids look swapped, or no site has test pictures.
         """
-        if (self.folder / _CONFIG).exists() and not resume:
-            raise RunError(
-                "holds a run already",
-                file=self.folder,
-                cure="Go on with --resume, or start another with --set name=OTHER.",
-            )
+        kept = self.folder / _CONFIG
+        if kept.exists():
+            if not resume:
+                raise RunError(
+                    "holds a run already",
+                    file=self.folder,
+                    cure="Go on with --resume, or start another with --set name=OTHER.",
+                )
+            check_same_settings(_compared(load_config(kept)), _compared(self.config))
         if not any(data.split("test") for data in self.sites.values()):
             raise DataError(
                 "no site has test pictures, so nothing could be compared", cure="Give sites a `test` split."
@@ -233,7 +248,7 @@ class Experiment:
             resume=True,
             stop=self.stop,
             held_out=self._test_held_out,
-            settings={"sites": {site: str(client.data.root) for site, client in clients.items()}},
+            settings={"sites": {site: str(client.data.root.resolve()) for site, client in clients.items()}},
         )
 
     def _test_held_out(self, weights: Weights) -> Metrics:
@@ -336,6 +351,18 @@ class _ProgressTeller:
         self._emit("progress", **fields, step=progress.step, steps=progress.steps, seconds_left=progress.seconds_left)
         if progress.epoch_done:
             self._emit("epoch_finished", **fields)
+
+
+def _compared(config: RunConfig) -> dict[str, Any]:
+    """The settings that must be the same in every row of a table."""
+    values: dict[str, Any] = yaml.safe_load(dump_config(config))
+    for path in _FREE:
+        *parents, last = path.split(".")
+        section = values
+        for parent in parents:
+            section = section[parent]
+        section.pop(last, None)
+    return values
 
 
 def _single(federation: FederationSection) -> FederationSection:

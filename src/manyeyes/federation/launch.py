@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,14 +16,13 @@ from manyeyes.errors import Interrupted
 from manyeyes.federation.experiment import Experiment, open_sites
 from manyeyes.federation.rounds import Stop
 from manyeyes.learners.detector import DetectorLearner, build_template
-from manyeyes.report.html import write_report
 from manyeyes.report.live import LiveView
+from manyeyes.report.results import write_results
 from manyeyes.report.runlog import RunLog, read_runlog
-from manyeyes.report.tables import Summary, summarise, write_metrics_csv
+from manyeyes.report.tables import Summary, summarise
 from manyeyes.report.tensorboard import TensorBoardWriter
-from manyeyes.weights import write_atomically
 
-__all__ = ["launch", "stop_signals", "write_results"]
+__all__ = ["launch", "stop_signals"]
 
 
 def launch(
@@ -77,20 +75,6 @@ def _run(experiment: Experiment, folder: Path, console: Console, quiet: bool) ->
         log.listeners.append(stack.enter_context(LiveView(console, quiet=quiet)))
         experiment.run(log)
         log.emit("run_finished", summary=summarise(read_runlog(log.path)).to_dict() | {"finished": True})
-
-
-def write_results(folder: Path) -> Summary:
-    """Write summary.json, metrics.csv and report.html of a run's folder from its run log; returns the summary.
-
-    Raises:
-        RunError: the folder holds no run.
-    """
-    events = list(read_runlog(folder / "runlog.jsonl"))
-    summary = summarise(events)
-    write_atomically(folder / "summary.json", json.dumps(summary.to_dict(), indent=2, ensure_ascii=False))
-    write_metrics_csv(events, folder / "metrics.csv")
-    write_report(folder)
-    return summary
 
 
 class _Notes:

@@ -36,7 +36,7 @@ from manyeyes.learners.training import (
     session_seed,
     train,
 )
-from manyeyes.weights import Update, Weights, check_finite, load_weights, save_weights, subtract
+from manyeyes.weights import Update, Weights, check_finite, check_same_form, load_weights, save_weights, subtract
 
 __all__ = ["BASE_WEIGHTS", "DetectorLearner", "build_template", "load_any", "open_template", "save_model"]
 
@@ -93,8 +93,7 @@ def open_template(path: Path) -> Template:
         raise WeightsError("is not a YOLOv8 n, s, m, l or x", file=path)
     architecture = f"{name}/cv3={yolo.head_width(weights)}"
     form = _take(_module_of(architecture, len(names)))
-    if form.form_hash != weights.form_hash:
-        raise WeightsError(f"does not have the tensors of a {name} for {len(names)} classes", file=path)
+    _check_form(weights, form, path)
     return Template(architecture, names, weights)
 
 
@@ -115,13 +114,14 @@ def build_template(model: ModelSection, names: Sequence[str], seed: int = 0) -> 
     width = yolo.head_width(source)
     architecture = f"{model.name}/cv3={width}"
     form = _take(_module_of(architecture, len(known), seed))
-    if form.form_hash != source.form_hash:
-        looks = _scale_of(source)
+    looks = _scale_of(source)
+    if looks != model.name:
         raise WeightsError(
             f"holds another architecture than {model.name}",
             file=model.weights,
             cure=f"It looks like {looks}: set model.name to that." if looks else None,
         )
+    _check_form(source, form, model.weights)
     fresh = _take(_module_of(architecture, len(names), seed))
     return Template(architecture, names, fresh.replace(_carried_over(source, fresh, known, names)))
 
@@ -137,6 +137,13 @@ def _open_source(model: ModelSection) -> tuple[Weights, tuple[str, ...]]:
         )
     with resources.as_file(resources.files("manyeyes.learners") / BASE_WEIGHTS) as path:
         return load_any(path)
+
+
+def _check_form(weights: Weights, form: Weights, file: Path | str) -> None:
+    try:
+        check_same_form(weights, form, what="the checkpoint")
+    except WeightsError as error:
+        raise WeightsError(error.reason, file=file) from error
 
 
 def _scale_of(weights: Weights) -> str | None:
@@ -374,13 +381,14 @@ class DetectorLearner:
     def check_labels(self, site: str, data: Dataset, imgsz: int, *, most_pictures: int = 40) -> None:
         """Refuse a site whose class ids are swapped: what it calls a car, the starting weights see as persons.
 
-        Only classes that the starting weights recognise can be checked. Two classes are taken for swapped when each
-        has at least five clear finds and most of them are of the other class.
+        Only classes that the starting weights recognise can be checked, on the pictures with the largest objects of
+        each class. Two classes are taken for swapped when each has at least five clear finds and most of them are of
+        the other class.
 
         Raises:
             DataError: names the two classes.
         """
-        samples = [s for s in data.split("train") if len(s.class_id)][:most_pictures]
+        samples = _clearest(data.split("train"), most_pictures)
         found = self.detect(self.template.weights, [s.image for s in samples], imgsz, min_score=0.35)
         votes = np.zeros((len(self.template.names), len(self.template.names)), dtype=int)
         for detections, sample in zip(found, samples, strict=True):
@@ -426,6 +434,20 @@ class DetectorLearner:
     def _checkpointing(module: nn.Module) -> Callable[[], None]:
         blocks = [layer for layer in cast(Any, module).model if type(layer).__name__ in ("C2f", "SPPF")]
         return checkpoint_activations(blocks)
+
+
+def _clearest(samples: Sequence[Sample], most: int) -> list[Sample]:
+    """For each class as many pictures, those in which its objects are largest; pictures lie sorted by source."""
+    largest: dict[int, dict[int, float]] = {}
+    for index, sample in enumerate(samples):
+        areas = (sample.xyxy[:, 2:] - sample.xyxy[:, :2]).prod(axis=1) / (sample.width * sample.height)
+        for class_id, area in zip(sample.class_id.tolist(), areas.tolist(), strict=True):
+            of_class = largest.setdefault(class_id, {})
+            of_class[index] = max(area, of_class.get(index, 0.0))
+    chosen: set[int] = set()
+    for of_class in largest.values():
+        chosen.update(sorted(of_class, key=lambda i: (-of_class[i], i))[: max(1, most // len(largest))])
+    return [samples[index] for index in sorted(chosen)]
 
 
 def _count_votes(votes: NDArray[np.int_], detections: Detections, sample: Sample) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -196,10 +197,16 @@ def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMan
 
 def pin_threads(threads: int | None) -> int:
     """Set the number of CPU threads torch uses (importing Ultralytics may have reset it); default: all we may use."""
-    count = threads or len(os.sched_getaffinity(0))
+    count = threads or _usable_cores()
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
     return count
+
+
+def _usable_cores() -> int:
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def proximal_term(model: nn.Module, mu: float) -> ExtraLoss:

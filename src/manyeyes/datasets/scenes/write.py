@@ -146,8 +146,8 @@ def contact_sheet(
     """Write a grid of pictures as one image file.
 
     Args:
-        pictures: a folder of pictures (.jpg or .png, at any depth, by name), whose labels are looked for in
-            the folder "labels" beside "images"; or (picture (h, w, 3) BGR, xyxy (n, 4), class ids (n,)) triples.
+        pictures: a folder of pictures (.jpg or .png, at any depth, spread evenly by name), whose labels are looked
+            for in the folder "labels" beside "images"; or (picture (h, w, 3) BGR, xyxy (n, 4), class ids (n,)) triples.
         columns: pictures in a row.
         path: file to write; the ending says the format.
         boxes: draw the boxes.
@@ -194,8 +194,10 @@ def _tile(picture: Picture, side: tuple[int, ...], boxes: bool) -> NDArray[np.ui
 
 
 def _read_folder(folder: Path, limit: int) -> list[Picture]:
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".jpg", ".png"})[:limit]
-    return [_read_picture(file) for file in files]
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".jpg", ".png"})
+    # Spread over the whole folder: the first ones by name are all of one site.
+    step = max(1.0, len(files) / limit)
+    return [_read_picture(files[int(i * step)]) for i in range(min(limit, len(files)))]
 
 
 def _read_picture(file: Path) -> Picture:
