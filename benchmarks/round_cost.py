@@ -26,8 +26,9 @@ from manyeyes.datasets.scenes import write_scenes
 from manyeyes.federation.client import Client
 from manyeyes.federation.local import LocalTransport
 from manyeyes.federation.rounds import run_rounds
-from manyeyes.learners.detector import DetectorLearner, build_template
+from manyeyes.learners.detector import DetectorLearner
 from manyeyes.learners.learner import FitPlan, Metrics, ProgressCallback, Template, silent
+from manyeyes.learners.models import build_template
 from manyeyes.weights import Update, Weights
 
 

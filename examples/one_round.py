@@ -18,8 +18,9 @@ from manyeyes.federation.local import LocalTransport
 from manyeyes.federation.messages import FIT, fit_request, read_update
 from manyeyes.federation.strategies import FedAvg, Merge
 from manyeyes.federation.transport import Request
-from manyeyes.learners.detector import DetectorLearner, build_template
+from manyeyes.learners.detector import DetectorLearner
 from manyeyes.learners.learner import FitPlan
+from manyeyes.learners.models import build_template
 
 
 def main(images: int = 24, imgsz: int = 256) -> dict[str, float]:

@@ -19,8 +19,9 @@ from safetensors.numpy import save
 from manyeyes.config import AugmentSection, ModelSection, TrainSection
 from manyeyes.datasets import load_dataset
 from manyeyes.datasets.scenes import CLASSES, write_scenes
-from manyeyes.learners.detector import BASE_WEIGHTS, DetectorLearner, build_template
+from manyeyes.learners.detector import DetectorLearner
 from manyeyes.learners.learner import FitPlan, Progress
+from manyeyes.learners.models import BASE_WEIGHTS, build_template, model_metadata
 from manyeyes.weights import add, write_atomically
 
 TRAIN = TrainSection(
@@ -62,7 +63,9 @@ def main() -> None:
     if not scenes.exists():
         write_scenes(scenes, images=arguments.images, imgsz=320, seed=arguments.seed, domains=("generic",))
     data = load_dataset(scenes / "generic")
-    template = build_template(ModelSection(name="yolov8n", weights="scratch"), CLASSES, seed=arguments.seed)
+    template = build_template(
+        ModelSection(name="yolov8n", weights="scratch"), CLASSES, seed=arguments.seed, imgsz=TRAIN.imgsz
+    )
     learner = DetectorLearner(template)
     plan = FitPlan(train=TRAIN, round=0, rounds=1, seed=arguments.seed, node_id="base")
     update = learner.fit(template.weights, data, plan, show)
@@ -71,7 +74,7 @@ def main() -> None:
     print("generic scenes it has not seen:", json.dumps(metrics.to_dict(), indent=2))
 
     halves = {name: a.astype(np.float16) if a.dtype == np.float32 else a for name, a in weights.items()}
-    content = save(halves, {"architecture": template.architecture, "names": json.dumps(CLASSES)})
+    content = save(halves, model_metadata(template))
     write_atomically(arguments.out, content)
     print(f"{len(content) / 1e6:.2f} MB, sha256 {hashlib.sha256(content).hexdigest()}")
 

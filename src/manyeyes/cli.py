@@ -49,6 +49,7 @@ class How(StrEnum):
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Size = Annotated[int | None, typer.Option(help="Long side in pixels; default: as trained.", min=32, max=2048)]
 Seed = Annotated[int, typer.Option(help="Everything random follows from it.", min=0)]
 
 
@@ -172,16 +173,20 @@ def val(
     model: Annotated[Path, typer.Argument(help="A .pt or .safetensors model.", show_default=False)],
     data: Annotated[Path, typer.Argument(help="A dataset: YOLO, Pascal VOC or COCO layout.", show_default=False)],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    imgsz: Annotated[int, typer.Option(help="Long side in pixels.", min=32, max=2048)] = 640,
+    imgsz: Annotated[
+        int | None, typer.Option(help="Long side in pixels; default: as trained.", min=32, max=2048)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Test a model on a dataset: average precision for each class."""
     from manyeyes.datasets import load_dataset
-    from manyeyes.learners.detector import DetectorLearner, open_template
+    from manyeyes.learners.detector import DetectorLearner
+    from manyeyes.learners.models import open_template
     from manyeyes.learners.predict import validate
     from manyeyes.report.tables import metrics_table
 
-    metrics = validate(DetectorLearner(open_template(model)), load_dataset(data), split, imgsz)
+    learner = DetectorLearner(open_template(model))
+    metrics = validate(learner, load_dataset(data), split, imgsz or learner.template.imgsz)
     if as_json:
         _print_json(metrics.to_dict())
     else:
@@ -194,16 +199,19 @@ def predict(
     sources: Annotated[list[Path], typer.Argument(help="Pictures and folders of pictures.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Folder for pictures with boxes drawn in.")] = None,
     conf: Annotated[float, typer.Option(help="Lowest score shown.", min=0.01, max=1.0)] = 0.25,
-    imgsz: Annotated[int, typer.Option(help="Long side in pixels.", min=32, max=2048)] = 640,
+    imgsz: Annotated[
+        int | None, typer.Option(help="Long side in pixels; default: as trained.", min=32, max=2048)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a picture and line.")] = False,
 ) -> None:
     """Find objects in pictures."""
-    from manyeyes.learners.detector import DetectorLearner, open_template
+    from manyeyes.learners.detector import DetectorLearner
+    from manyeyes.learners.models import open_template
     from manyeyes.learners.predict import find_images, predict
     from manyeyes.report.predictions import show_predictions
 
     learner = DetectorLearner(open_template(model))
-    predictions = predict(learner, find_images(sources), imgsz=imgsz, min_score=conf)
+    predictions = predict(learner, find_images(sources), imgsz=imgsz or learner.template.imgsz, min_score=conf)
     unreadable = show_predictions(predictions, learner.template.names, out=out, as_json=as_json)
     if unreadable:
         raise typer.Exit(2)

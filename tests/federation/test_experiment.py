@@ -18,7 +18,8 @@ from manyeyes.datasets.classes import pool
 from manyeyes.errors import DataError, RunError
 from manyeyes.federation.experiment import open_sites
 from manyeyes.federation.launch import launch
-from manyeyes.learners.detector import DetectorLearner, open_template
+from manyeyes.learners.detector import DetectorLearner
+from manyeyes.learners.models import open_template
 from manyeyes.report.runlog import read_runlog
 from manyeyes.weights import load_weights
 

@@ -13,8 +13,9 @@ import torch
 from manyeyes.config import ModelSection, TrainSection
 from manyeyes.datasets import load_dataset
 from manyeyes.datasets.sample import Dataset
-from manyeyes.learners.detector import DetectorLearner, build_template
+from manyeyes.learners.detector import DetectorLearner
 from manyeyes.learners.learner import FitPlan, Template
+from manyeyes.learners.models import build_template
 
 NAMES = ("person", "car", "tv")
 STREET_NAMES = ("person", "car", "traffic light", "chair", "tv")

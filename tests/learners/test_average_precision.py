@@ -186,7 +186,8 @@ def test_metrics_survive_json_and_can_be_restricted() -> None:
 
 @pytest.mark.shared
 def test_it_is_what_the_reference_computes_on_real_pictures(shared_data: Path) -> None:
-    from manyeyes.learners.detector import DetectorLearner, build_template
+    from manyeyes.learners.detector import DetectorLearner
+    from manyeyes.learners.models import build_template
 
     data = load_dataset(shared_data / "streets" / "b_day")
     template = build_template(ModelSection(weights=str(shared_data / "weights" / "yolov8n.pt")), data.names)

@@ -18,7 +18,8 @@ from manyeyes.config import ModelSection, TrainSection
 from manyeyes.datasets import load_dataset
 from manyeyes.datasets.sample import Dataset
 from manyeyes.errors import DataError, ResourceError
-from manyeyes.learners.detector import DetectorLearner, build_template
+from manyeyes.learners.detector import DetectorLearner
+from manyeyes.learners.models import build_template
 
 from .conftest import write_site
 
@@ -104,7 +105,8 @@ from pathlib import Path
 from manyeyes.config import ModelSection, TrainSection
 from manyeyes.datasets import load_dataset
 from manyeyes.learners import yolo
-from manyeyes.learners.detector import DetectorLearner, build_template
+from manyeyes.learners.detector import DetectorLearner
+from manyeyes.learners.models import build_template
 from manyeyes.learners.learner import FitPlan
 data = load_dataset(sys.argv[1])
 template = build_template(ModelSection(weights="scratch"), data.names)

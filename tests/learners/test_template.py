@@ -12,8 +12,9 @@ import torch
 
 from manyeyes.config import ModelSection
 from manyeyes.errors import ResourceError, WeightsError
-from manyeyes.learners.detector import DetectorLearner, build_template, load_any, open_template, save_model
+from manyeyes.learners.detector import DetectorLearner
 from manyeyes.learners.learner import Template
+from manyeyes.learners.models import build_template, load_any, open_template, save_model
 from manyeyes.weights import Weights, save_weights
 
 from .conftest import NAMES, STREET_NAMES
@@ -28,7 +29,7 @@ def is_class_row(name: str) -> bool:
 
 @pytest.mark.shared
 def test_rows_of_known_classes_and_all_else_are_carried_over(shared_data: Path) -> None:
-    source, known = load_any(shared_data / "weights" / "yolov8n.pt")
+    source, known, _ = load_any(shared_data / "weights" / "yolov8n.pt")
     names = ("person", "forklift", "car", "traffic light", "tv")
     template = build_template(ModelSection(weights=str(shared_data / "weights" / "yolov8n.pt")), names)
     rows = [name for name in template.weights if is_class_row(name)]
@@ -56,7 +57,7 @@ def test_two_builds_of_a_template_are_the_same(shared_data: Path) -> None:
 @pytest.mark.shared
 def test_all_classes_of_the_checkpoint_give_the_checkpoint(shared_data: Path) -> None:
     path = shared_data / "weights" / "yolov8n.pt"
-    source, known = load_any(path)
+    source, known, _ = load_any(path)
     assert len(known) == 80
     assert build_template(ModelSection(weights=str(path)), known).weights.value_hash == source.value_hash
     assert open_template(path).weights.value_hash == source.value_hash

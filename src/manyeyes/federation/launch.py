@@ -15,7 +15,8 @@ from manyeyes.datasets import Problem
 from manyeyes.errors import Interrupted
 from manyeyes.federation.experiment import Experiment, open_sites
 from manyeyes.federation.rounds import Stop
-from manyeyes.learners.detector import DetectorLearner, build_template
+from manyeyes.learners.detector import DetectorLearner
+from manyeyes.learners.models import build_template
 from manyeyes.report.live import LiveView
 from manyeyes.report.results import write_results
 from manyeyes.report.runlog import RunLog, read_runlog
@@ -54,7 +55,7 @@ def launch(
     notes = _Notes(console, quiet)
     sites = open_sites(config, skip_broken=skip_broken, on_problem=notes)
     names = next(iter(sites.values())).names
-    template = build_template(config.model, names, seed=config.seed)
+    template = build_template(config.model, names, seed=config.seed, imgsz=config.evaluate.imgsz or config.train.imgsz)
     learner = DetectorLearner(template, device=config.train.device, threads=config.train.threads)
     with stop_signals() as stop:
         experiment = Experiment(config, sites, learner, stop=stop, resume_command=resume_command)

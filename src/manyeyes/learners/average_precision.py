@@ -85,11 +85,11 @@ def _match_picture(found: Detections, sample: Sample, class_id: int) -> _Matches
         iou = box_iou(boxes, objects)
         free = np.ones((len(IOU_THRESHOLDS), len(objects)), dtype=bool)
         rows = np.arange(len(IOU_THRESHOLDS))
-        for index in np.flatnonzero(iou.max(axis=1) >= IOU_THRESHOLDS[0] - 1e-10):
+        for index in np.flatnonzero(iou.max(axis=1) >= IOU_THRESHOLDS[0]):
             candidates = np.where(free, iou[index], -1.0)
             # Of two objects overlapped equally the reference takes the later one.
             best = candidates.shape[1] - 1 - candidates[:, ::-1].argmax(axis=1)
-            hit = candidates[rows, best] >= IOU_THRESHOLDS - 1e-10
+            hit = candidates[rows, best] >= IOU_THRESHOLDS
             matched[hit, index] = True
             free[rows[hit], best[hit]] = False
     return _Matches(score, matched, len(objects))

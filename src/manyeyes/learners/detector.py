@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import queue
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,168 +14,27 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from manyeyes.config import ModelSection, TrainSection
+from manyeyes.config import TrainSection
 from manyeyes.datasets.detections import Detections
 from manyeyes.datasets.sample import Dataset, Sample
-from manyeyes.errors import DataError, ResourceError, WeightsError
+from manyeyes.errors import DataError, ResourceError
 from manyeyes.learners import yolo
 from manyeyes.learners.average_precision import average_precision, box_iou
+from manyeyes.learners.batches import AugmentedBatches
 from manyeyes.learners.learner import FitPlan, Metrics, ProgressCallback, Template, silent
+from manyeyes.learners.models import layer_of, module_of, put, save_model, take
 from manyeyes.learners.pictures import Picture, PictureCache
 from manyeyes.learners.training import (
-    Batch,
-    Session,
     checkpoint_activations,
     pick_device,
     pin_threads,
-    session_seed,
     train,
 )
-from manyeyes.weights import Update, Weights, check_finite, check_same_form, load_weights, save_weights, subtract
+from manyeyes.weights import Update, Weights, subtract
 
-__all__ = ["BASE_WEIGHTS", "DetectorLearner", "build_template", "load_any", "open_template", "save_model"]
-
-BASE_WEIGHTS = "base_yolov8n.safetensors"
-"""File in the package: yolov8n trained by scripts/train_base.py on generic synthetic scenes, float16."""
+__all__ = ["MAX_DETECTIONS", "DetectorLearner"]
 
 MAX_DETECTIONS = 300
-_PREFETCH = 2
-
-
-def load_any(path: Path) -> tuple[Weights, tuple[str, ...]]:
-    """Weights and class names from a `.pt` of Ultralytics or a `.safetensors` of ours; nothing in them is executed.
-
-    Raises:
-        WeightsError: the file is missing, damaged or of another kind, holds NaN, or its pickle was refused.
-    """
-    weights, names = _read(path)
-    check_finite(weights, what=str(path))
-    return weights, names
-
-
-def _read(path: Path) -> tuple[Weights, tuple[str, ...]]:
-    if path.suffix == ".pt":
-        return yolo.load_checkpoint(path)
-    if path.suffix != ".safetensors":
-        raise WeightsError("is neither a .pt nor a .safetensors file", file=path)
-    weights, metadata = load_weights(path)
-    try:
-        names = tuple(str(name) for name in json.loads(metadata["names"]))
-    except (KeyError, ValueError, TypeError) as error:
-        raise WeightsError("does not say its class names; was it written by manyeyes?", file=path) from error
-    return weights, names
-
-
-def save_model(path: Path, template: Template, weights: Weights) -> None:
-    """Write weights with architecture and class names, as `.safetensors` or as a `.pt` for `ultralytics.YOLO`."""
-    if path.suffix == ".pt":
-        module = _module_of(template.architecture, len(template.names))
-        _put(module, weights)
-        yolo.save_checkpoint(path, module, template.names)
-    else:
-        save_weights(path, weights, {"architecture": template.architecture, "names": json.dumps(template.names)})
-
-
-def open_template(path: Path) -> Template:
-    """A trained model as it is: architecture, class names, weights.
-
-    Raises:
-        WeightsError: the file is not a YOLOv8 detector's.
-    """
-    weights, names = load_any(path)
-    name = _scale_of(weights)
-    if name is None:
-        raise WeightsError("is not a YOLOv8 n, s, m, l or x", file=path)
-    architecture = f"{name}/cv3={yolo.head_width(weights)}"
-    form = _take(_module_of(architecture, len(names)))
-    _check_form(weights, form, path)
-    return Template(architecture, names, weights)
-
-
-def build_template(model: ModelSection, names: Sequence[str], seed: int = 0) -> Template:
-    """The one form of detector that all sites train, with the weights they all start from.
-
-    The head has one output for each of `names`. Rows of classes that the given weights know by name are carried over;
-    the others start untrained. The head's width is that of the given weights.
-
-    Raises:
-        WeightsError: the weights cannot be read or are of another architecture than `model.name`.
-    """
-    names = tuple(names)
-    if model.weights == "scratch":
-        architecture = f"{model.name}/cv3={yolo.natural_head_width(model.name, len(names))}"
-        return Template(architecture, names, _take(_module_of(architecture, len(names), seed)))
-    source, known = _open_source(model)
-    width = yolo.head_width(source)
-    architecture = f"{model.name}/cv3={width}"
-    form = _take(_module_of(architecture, len(known), seed))
-    looks = _scale_of(source)
-    if looks != model.name:
-        raise WeightsError(
-            f"holds another architecture than {model.name}",
-            file=model.weights,
-            cure=f"It looks like {looks}: set model.name to that." if looks else None,
-        )
-    _check_form(source, form, model.weights)
-    fresh = _take(_module_of(architecture, len(names), seed))
-    return Template(architecture, names, fresh.replace(_carried_over(source, fresh, known, names)))
-
-
-def _open_source(model: ModelSection) -> tuple[Weights, tuple[str, ...]]:
-    if model.weights != "base":
-        return load_any(Path(model.weights))
-    if model.name != "yolov8n":
-        raise WeightsError(
-            f"the shipped base weights are of yolov8n, not {model.name}",
-            key="model.weights",
-            cure="Give a checkpoint file, or 'scratch'.",
-        )
-    with resources.as_file(resources.files("manyeyes.learners") / BASE_WEIGHTS) as path:
-        return load_any(path)
-
-
-def _check_form(weights: Weights, form: Weights, file: Path | str) -> None:
-    try:
-        check_same_form(weights, form, what="the checkpoint")
-    except WeightsError as error:
-        raise WeightsError(error.reason, file=file) from error
-
-
-def _scale_of(weights: Weights) -> str | None:
-    """The scale of a YOLOv8 by the channels of its first convolution."""
-    first = {16: "yolov8n", 32: "yolov8s", 48: "yolov8m", 64: "yolov8l", 80: "yolov8x"}
-    stem = weights.get("model.0.conv.weight")
-    return None if stem is None else first.get(len(stem))
-
-
-def _carried_over(
-    source: Weights, fresh: Weights, known: Sequence[str], names: Sequence[str]
-) -> dict[str, NDArray[Any]]:
-    rows = set(yolo.class_head(source))
-    carried: dict[str, NDArray[Any]] = {name: array for name, array in source.items() if name not in rows}
-    for tensor in rows:
-        carried[tensor] = fresh[tensor].copy()
-        for index, name in enumerate(names):
-            if name in known:
-                carried[tensor][index] = source[tensor][known.index(name)]
-    return carried
-
-
-def _module_of(architecture: str, num_classes: int, seed: int = 0) -> nn.Module:
-    name, _, width = architecture.partition("/cv3=")
-    return yolo.build_module(name, int(width), num_classes, seed)
-
-
-def _take(module: nn.Module) -> Weights:
-    return Weights({name: tensor.detach().cpu().numpy().copy() for name, tensor in module.state_dict().items()})
-
-
-def _put(module: nn.Module, weights: Weights) -> None:
-    module.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()}, strict=True)
-
-
-def _layer(name: str) -> int:
-    return int(name.split(".")[1])
 
 
 class DetectorLearner:
@@ -197,7 +51,7 @@ class DetectorLearner:
         self._pictures = PictureCache()
         self._threads = threads
         self._device = pick_device(device)
-        self._trained_module = _module_of(template.architecture, len(template.names))
+        self._trained_module = module_of(template.architecture, len(template.names))
         self._tested_module: tuple[str, nn.Module] | None = None
 
     # -- what the federation asks -------------------------------------------------------------------------------
@@ -211,8 +65,8 @@ class DetectorLearner:
         buffers = {name for name, _ in self._trained_module.named_buffers()}
         freeze = plan.train.freeze
         return (
-            frozenset(name for name in trainable if _layer(name) >= freeze),
-            frozenset(name for name in buffers if _layer(name) >= freeze),
+            frozenset(name for name in trainable if layer_of(name) >= freeze),
+            frozenset(name for name in buffers if layer_of(name) >= freeze),
         )
 
     def fit(self, weights: Weights, data: Dataset, plan: FitPlan, progress: ProgressCallback = silent) -> Update:
@@ -228,13 +82,13 @@ class DetectorLearner:
         samples = data.split("train")
         module = self._prepare(weights, plan.train, device)
         undo = self._checkpointing(module) if plan.train.gradient_checkpointing else None
-        source = _AugmentedBatches(samples, self._class_ids(data), len(self.template.names), self._pictures, plan)
+        source = AugmentedBatches(samples, self._class_ids(data), len(self.template.names), self._pictures, plan)
         try:
             result = train(module, yolo.DetectionCriterion(module), source, plan, device=device, progress=progress)
         finally:
             if undo:
                 undo()
-        after = _take(module)
+        after = take(module)
         delta_names, buffer_names = self.expected_tensors(plan)
         metrics = {f"loss_{name}" if name != "loss" else "loss": value for name, value in result.losses.items()}
         metrics |= {"images_per_second": result.images_per_second, "seconds": result.seconds}
@@ -332,8 +186,8 @@ class DetectorLearner:
         """A fused copy in evaluation mode: the module that is trained is never the one that is tested."""
         key = weights.value_hash
         if self._tested_module is None or self._tested_module[0] != key:
-            module = _module_of(self.template.architecture, len(self.template.names))
-            _put(module, weights)
+            module = module_of(self.template.architecture, len(self.template.names))
+            put(module, weights)
             fused = cast(nn.Module, module.eval().fuse(verbose=False))  # type: ignore[operator]
             fused.requires_grad_(False)
             self._tested_module = key, fused.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -364,7 +218,7 @@ class DetectorLearner:
             )
 
     def _activation_bytes(self, plan: TrainSection) -> int:
-        module = _module_of(self.template.architecture, len(self.template.names)).train()
+        module = module_of(self.template.architecture, len(self.template.names)).train()
         seen: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:
@@ -419,14 +273,14 @@ class DetectorLearner:
 
     def _prepare(self, weights: Weights, plan: TrainSection, device: torch.device) -> nn.Module:
         module = self._trained_module
-        _put(module, weights)
+        put(module, weights)
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         module.train()
         for index, layer in enumerate(cast(Any, module).model):
             if index < plan.freeze:
                 layer.eval()
         for name, parameter in module.named_parameters():
-            parameter.requires_grad_(_layer(name) >= plan.freeze and ".dfl." not in name)
+            parameter.requires_grad_(layer_of(name) >= plan.freeze and ".dfl." not in name)
             parameter.grad = None
         return module
 
@@ -504,125 +358,3 @@ def _runs_of_equal(order: Sequence[int], shapes: Sequence[tuple[int, int]], most
         run.append(index)
     if run:
         yield run
-
-
-class _AugmentedBatches:
-    """Augmented batches of one site, made by a thread beside the training step.
-
-    Everything drawn depends on (run seed, round, node, epoch, place in the epoch) alone.
-    """
-
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        annotated: frozenset[int],
-        num_classes: int,
-        pictures: PictureCache,
-        plan: FitPlan,
-    ) -> None:
-        self.num_examples = len(samples)
-        self._num_classes = num_classes
-        self._plan = plan
-        classes = [annotated if s.annotates is None else s.annotates & annotated for s in samples]
-        kept = [np.isin(s.class_id, sorted(c)) for s, c in zip(samples, classes, strict=True)]
-        self._augmentation = yolo.Augmentation(
-            _Lazy(samples, pictures, plan.train.imgsz),
-            [_normalised_xywh(s, keep) for s, keep in zip(samples, kept, strict=True)],
-            [s.class_id[keep] for s, keep in zip(samples, kept, strict=True)],
-            classes,
-            plan.train.imgsz,
-            plan.train.augment,
-        )
-
-    def batches(self, session: Session) -> Iterator[Sequence[Batch]]:
-        """See `BatchSource.batches`."""
-        with _ahead(self._make(session)) as batches:
-            yield from batches
-
-    def _make(self, session: Session) -> Iterator[Sequence[Batch]]:
-        train = self._plan.train
-        for epoch in range(session.epochs):
-            order = np.random.default_rng(session_seed(self._plan, epoch)).permutation(self.num_examples)
-            for start in range(0, self.num_examples, train.batch):
-                step = epoch * session.steps_per_epoch + start // train.batch
-                if step >= session.steps:
-                    return
-                mosaic = session.progress_at(step) < 1 - train.close_mosaic
-                indices = order[start : start + train.batch]
-                parts = np.array_split(indices, min(train.accumulate, len(indices)))
-                yield [self._part(part, epoch, mosaic) for part in parts]
-
-    def _part(self, indices: NDArray[np.int64], epoch: int, mosaic: bool) -> Batch:
-        drawn = []
-        for index in indices:
-            seed = int(session_seed(self._plan, epoch, int(index)).generate_state(1)[0])
-            drawn.append(self._augmentation.draw(int(index), mosaic=mosaic, seed=seed))
-        annotated = torch.zeros(len(indices), self._num_classes)
-        for row, index in zip(annotated, indices, strict=True):
-            row[sorted(self._augmentation.annotated[index])] = 1.0
-        counts = torch.tensor([len(sample["cls"]) for sample in drawn])
-        targets = {
-            "batch_idx": torch.repeat_interleave(torch.arange(len(drawn)), counts).float(),
-            "cls": torch.cat([sample["cls"].view(-1, 1) for sample in drawn]).float(),
-            "bboxes": torch.cat([sample["bboxes"].view(-1, 4) for sample in drawn]),
-            "annotated": annotated,
-        }
-        return Batch(torch.stack([sample["img"] for sample in drawn]), targets)
-
-
-class _Lazy(Sequence[Picture]):
-    """The pictures of samples, decoded when they are first asked for."""
-
-    def __init__(self, samples: Sequence[Sample], pictures: PictureCache, side: int) -> None:
-        self._samples, self._pictures, self._side = samples, pictures, side
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._pictures.get(self._samples[index].image, self._side)
-
-
-def _normalised_xywh(sample: Sample, keep: NDArray[np.bool_]) -> NDArray[np.float32]:
-    size = np.array([sample.width, sample.height] * 2, dtype=np.float32)
-    x1, y1, x2, y2 = (sample.xyxy[keep] / size).T
-    return np.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], axis=1).astype(np.float32)
-
-
-@contextmanager
-def _ahead(items: Iterator[Sequence[Batch]]) -> Iterator[Iterator[Sequence[Batch]]]:
-    """Take items in a thread, a few ahead of who consumes them; the thread ends when the block is left."""
-    ready: queue.Queue[Sequence[Batch] | BaseException | None] = queue.Queue(_PREFETCH)
-    stopped = threading.Event()
-
-    def offer(item: Sequence[Batch] | BaseException | None) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for item in items:
-                if not offer(item):
-                    return
-            offer(None)
-        except BaseException as error:  # noqa: BLE001 - raised again where the items are consumed
-            offer(error)
-
-    def consume() -> Iterator[Sequence[Batch]]:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    thread = threading.Thread(target=work, name="manyeyes-augmentation", daemon=True)
-    thread.start()
-    try:
-        yield consume()
-    finally:
-        stopped.set()
-        thread.join()

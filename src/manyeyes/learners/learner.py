@@ -128,11 +128,13 @@ class Template:
         architecture: name of the architecture, e.g. "yolov8n"; for a detector also the head's lineage.
         names: class names; an output's index is an index into it.
         weights: the weights every row of a table starts from.
+        imgsz: side in pixels it is trained at.
     """
 
     architecture: str
     names: tuple[str, ...]
     weights: Weights
+    imgsz: int = 640
 
     @property
     def form_hash(self) -> str:

@@ -128,8 +128,8 @@ def head_width(state: Mapping[str, Any]) -> int:
         raise WeightsError("these are not the weights of an unfused YOLOv8 detector") from error
 
 
-def load_checkpoint(path: Path) -> tuple[Weights, tuple[str, ...]]:
-    """Weights and class names of an Ultralytics `.pt`, read without running what is pickled in it.
+def load_checkpoint(path: Path) -> tuple[Weights, tuple[str, ...], int]:
+    """Weights, class names and training size of an Ultralytics `.pt`, read without running what is pickled in it.
 
     Raises:
         WeightsError: the file is missing, damaged, or names anything but model classes.
@@ -141,6 +141,7 @@ def load_checkpoint(path: Path) -> tuple[Weights, tuple[str, ...]]:
         model = (checkpoint.get("ema") or checkpoint["model"]).float()
         state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
         names = tuple(str(model.names[i]) for i in range(len(model.names)))
+        imgsz = int((checkpoint.get("train_args") or {}).get("imgsz", 640))
     except (TypeError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise WeightsError(
             f"was refused: it is damaged, or its pickle names more than model classes ({_first_line(error)})",
@@ -149,14 +150,14 @@ def load_checkpoint(path: Path) -> tuple[Weights, tuple[str, ...]]:
         ) from error
     except (KeyError, AttributeError) as error:
         raise WeightsError("holds no detection model", file=path) from error
-    return Weights(state), names
+    return Weights(state), names, imgsz
 
 
 def _first_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-def save_checkpoint(path: Path, module: nn.Module, names: Sequence[str]) -> None:
+def save_checkpoint(path: Path, module: nn.Module, names: Sequence[str], imgsz: int) -> None:
     """Write a `.pt` that `ultralytics.YOLO` opens, atomically. `module` is changed to hold the class names.
 
     Raises:
@@ -164,7 +165,7 @@ def save_checkpoint(path: Path, module: nn.Module, names: Sequence[str]) -> None
     """
     module.names = dict(enumerate(names))  # type: ignore[assignment]
     module.task = "detect"  # type: ignore[assignment]
-    args = {"task": "detect", "model": path.name, "imgsz": 640}
+    args = {"task": "detect", "model": path.name, "imgsz": imgsz}
     module.args = args  # type: ignore[assignment]
     content = io.BytesIO()
     torch.save({"model": module.float().eval(), "ema": None, "train_args": args, "epoch": -1}, content)

@@ -1,0 +1,145 @@
+"""Augmented batches of a site's pictures, made beside the training step."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from manyeyes.datasets.sample import Sample
+from manyeyes.learners import yolo
+from manyeyes.learners.learner import FitPlan
+from manyeyes.learners.pictures import Picture, PictureCache
+from manyeyes.learners.training import Batch, Session, session_seed
+
+__all__ = ["AugmentedBatches"]
+
+_PREFETCH = 2
+
+
+class AugmentedBatches:
+    """Augmented batches of one site, made by a thread beside the training step.
+
+    Everything drawn depends on (run seed, round, node, epoch, place in the epoch) alone.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        annotated: frozenset[int],
+        num_classes: int,
+        pictures: PictureCache,
+        plan: FitPlan,
+    ) -> None:
+        self.num_examples = len(samples)
+        self._num_classes = num_classes
+        self._plan = plan
+        classes = [annotated if s.annotates is None else s.annotates & annotated for s in samples]
+        kept = [np.isin(s.class_id, sorted(c)) for s, c in zip(samples, classes, strict=True)]
+        self._augmentation = yolo.Augmentation(
+            _Lazy(samples, pictures, plan.train.imgsz),
+            [_normalised_xywh(s, keep) for s, keep in zip(samples, kept, strict=True)],
+            [s.class_id[keep] for s, keep in zip(samples, kept, strict=True)],
+            classes,
+            plan.train.imgsz,
+            plan.train.augment,
+        )
+
+    def batches(self, session: Session) -> Iterator[Sequence[Batch]]:
+        """See `BatchSource.batches`."""
+        with _ahead(self._make(session)) as batches:
+            yield from batches
+
+    def _make(self, session: Session) -> Iterator[Sequence[Batch]]:
+        train = self._plan.train
+        for epoch in range(session.epochs):
+            order = np.random.default_rng(session_seed(self._plan, epoch)).permutation(self.num_examples)
+            for start in range(0, self.num_examples, train.batch):
+                step = epoch * session.steps_per_epoch + start // train.batch
+                if step >= session.steps:
+                    return
+                mosaic = session.progress_at(step) < 1 - train.close_mosaic
+                indices = order[start : start + train.batch]
+                parts = np.array_split(indices, min(train.accumulate, len(indices)))
+                yield [self._part(part, epoch, mosaic) for part in parts]
+
+    def _part(self, indices: NDArray[np.int64], epoch: int, mosaic: bool) -> Batch:
+        drawn = []
+        for index in indices:
+            seed = int(session_seed(self._plan, epoch, int(index)).generate_state(1)[0])
+            drawn.append(self._augmentation.draw(int(index), mosaic=mosaic, seed=seed))
+        annotated = torch.zeros(len(indices), self._num_classes)
+        for row, index in zip(annotated, indices, strict=True):
+            row[sorted(self._augmentation.annotated[index])] = 1.0
+        counts = torch.tensor([len(sample["cls"]) for sample in drawn])
+        targets = {
+            "batch_idx": torch.repeat_interleave(torch.arange(len(drawn)), counts).float(),
+            "cls": torch.cat([sample["cls"].view(-1, 1) for sample in drawn]).float(),
+            "bboxes": torch.cat([sample["bboxes"].view(-1, 4) for sample in drawn]),
+            "annotated": annotated,
+        }
+        return Batch(torch.stack([sample["img"] for sample in drawn]), targets)
+
+
+class _Lazy(Sequence[Picture]):
+    """The pictures of samples, decoded when they are first asked for."""
+
+    def __init__(self, samples: Sequence[Sample], pictures: PictureCache, side: int) -> None:
+        self._samples, self._pictures, self._side = samples, pictures, side
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._pictures.get(self._samples[index].image, self._side)
+
+
+def _normalised_xywh(sample: Sample, keep: NDArray[np.bool_]) -> NDArray[np.float32]:
+    size = np.array([sample.width, sample.height] * 2, dtype=np.float32)
+    x1, y1, x2, y2 = (sample.xyxy[keep] / size).T
+    return np.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], axis=1).astype(np.float32)
+
+
+@contextmanager
+def _ahead(items: Iterator[Sequence[Batch]]) -> Iterator[Iterator[Sequence[Batch]]]:
+    """Take items in a thread, a few ahead of who consumes them; the thread ends when the block is left."""
+    ready: queue.Queue[Sequence[Batch] | BaseException | None] = queue.Queue(_PREFETCH)
+    stopped = threading.Event()
+
+    def offer(item: Sequence[Batch] | BaseException | None) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not offer(item):
+                    return
+            offer(None)
+        except BaseException as error:  # noqa: BLE001 - raised again where the items are consumed
+            offer(error)
+
+    def consume() -> Iterator[Sequence[Batch]]:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    thread = threading.Thread(target=work, name="manyeyes-augmentation", daemon=True)
+    thread.start()
+    try:
+        yield consume()
+    finally:
+        stopped.set()
+        thread.join()
