@@ -92,6 +92,9 @@ class TrainSection(Section):
     clip_norm: float | None = Field(10.0, gt=0, description="largest L2 norm of a gradient; null for none")
     ema: float | None = Field(None, gt=0, lt=1, description="decay per step of an average of the weights")
     freeze: int = Field(0, ge=0, le=22, description="leading layers that are not trained; 22 trains the head alone")
+    batchnorm: Literal["train", "frozen"] = Field(
+        "train", description="frozen: normalise by the running statistics the session starts with, and keep them"
+    )
     close_mosaic: float = Field(0.2, ge=0, le=1, description="last share of the whole run without mosaic")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     gradient_checkpointing: bool = False
@@ -169,6 +172,7 @@ class FederationSection(Section):
         1, ge=1, validation_alias=AliasChoices("min_nodes", "min_fit_clients"), description="least nodes a round"
     )
     strategy: StrategySection = FedAvgSection()
+    weighting: Literal["examples", "equal"] = Field("examples", description="what a site's update counts by")
     personal: tuple[str, ...] = Field((), description="patterns of tensor names that stay at the node, or 'bn'")
     deadline: float | None = Field(None, gt=0, description="seconds a round waits for updates")
 

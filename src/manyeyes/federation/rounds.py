@@ -210,7 +210,7 @@ class _Rounds:
 
     def _collect(self, state: RoundState, cohort: Sequence[str]) -> Merge:
         """Ask the cohort to train and merge every good update as it arrives."""
-        merge = Merge(state.weights)
+        merge = Merge(state.weights, self.federation.weighting)
         refused: dict[str, str] = {}
         number = state.round + 1
         started = time.monotonic()
@@ -352,7 +352,7 @@ class _Rounds:
     def _settings(self) -> dict[str, Any]:
         """What the resulting bits depend on; where and how fast it is computed is left out."""
         rounds = self.federation.model_dump(
-            mode="json", include={"rounds", "fraction", "min_nodes", "strategy", "personal"}
+            mode="json", include={"rounds", "fraction", "min_nodes", "strategy", "weighting", "personal"}
         )
         train = self.plan.train.model_dump(mode="json", exclude={"device", "threads"})
         model = {

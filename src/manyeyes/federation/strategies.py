@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,10 +180,13 @@ class Merge:
 
     Args:
         before: the weights the round began with.
+        weighting: "examples" counts a site by its pictures (McMahan et al. 2017); "equal" counts every site the same,
+            so that a small site which differs from the others is heard. BatchNorm's statistics are pooled alike.
     """
 
-    def __init__(self, before: Weights) -> None:
+    def __init__(self, before: Weights, weighting: Literal["examples", "equal"] = "examples") -> None:
         self._before = before
+        self._equal = weighting == "equal"
         self._mean = ExactMean()
         self._counters: dict[str, Array] = {}
         self.num_updates = 0
@@ -196,7 +199,7 @@ class Merge:
         """
         deltas = {f"delta/{name}": array for name, array in update.delta.items()}
         buffers = {f"buffer/{name}": array for name, array in moments(update.buffers, self._before).items()}
-        self._mean.add({**deltas, **buffers}, update.num_examples)
+        self._mean.add({**deltas, **buffers}, 1 if self._equal else update.num_examples)
         for name, array in update.buffers.items():
             if array.dtype.kind != "f":
                 self._counters[name] = np.maximum(self._counters.get(name, array), array)

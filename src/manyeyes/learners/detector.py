@@ -59,10 +59,12 @@ class DetectorLearner:
     def expected_tensors(self, plan: FitPlan) -> tuple[frozenset[str], frozenset[str]]:
         """Names of the tensors an update must hold: (delta, buffers), personal ones included.
 
-        Layers before `freeze` are neither trained nor sent; the integral of the box distribution never is.
+        Layers before `freeze` are neither trained nor sent; the integral of the box distribution never is. Frozen
+        BatchNorm sends no buffers.
         """
         trainable = {name for name, _ in self._trained_module.named_parameters() if ".dfl." not in name}
-        buffers = {name for name, _ in self._trained_module.named_buffers()}
+        moving = plan.train.batchnorm == "train"
+        buffers = {name for name, _ in self._trained_module.named_buffers()} if moving else set()
         freeze = plan.train.freeze
         return (
             frozenset(name for name in trainable if layer_of(name) >= freeze),
@@ -279,6 +281,10 @@ class DetectorLearner:
         for index, layer in enumerate(cast(Any, module).model):
             if index < plan.freeze:
                 layer.eval()
+        if plan.batchnorm == "frozen":
+            for norm in module.modules():
+                if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                    norm.eval()
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(layer_of(name) >= plan.freeze and ".dfl." not in name)
             parameter.grad = None
