@@ -158,6 +158,15 @@ def test_statistics_are_pooled_as_if_all_samples_were_one(offset: float) -> None
     assert buffers["norm.num_batches_tracked"].dtype == np.int64
 
 
+@pytest.mark.parametrize(("weighting", "expected"), [("examples", 1.3), ("equal", 2.0)])
+def test_a_small_node_counts_by_its_pictures_or_like_any_other(weighting: Any, expected: float) -> None:
+    merge = Merge(norm_weights(), weighting)
+    merge.add(update([1.0, 1.0, 1.0], 17))
+    merge.add(update([3.0, 3.0, 3.0], 3))
+    delta, _ = merge.result()
+    np.testing.assert_allclose(delta["w"], expected, rtol=1e-6)
+
+
 def test_equal_nodes_with_a_tiny_variance_keep_it() -> None:
     before = norm_weights().replace({"norm.running_mean": np.full(3, 1e4, np.float32)})
     merge = Merge(before)

@@ -75,6 +75,19 @@ def test_the_running_statistics_of_frozen_layers_are_used_and_left_alone(
     assert any(update.buffers[n].any() != template.weights[n].any() for n in update.buffers if n.endswith("mean"))
 
 
+def test_frozen_batchnorm_keeps_its_statistics_and_sends_none(
+    learner: DetectorLearner, template: Template, site: Dataset
+) -> None:
+    plan = small_plan(batchnorm="frozen")
+    update = learner.fit(template.weights, site, plan)
+    assert learner.expected_tensors(plan)[1] == frozenset()
+    assert len(update.buffers) == 0
+    assert update.delta["model.0.bn.weight"].any(), "its scale is trained all the same"
+    for name, tensor in learner._trained_module.state_dict().items():
+        if "running_" in name or "num_batches" in name:
+            np.testing.assert_array_equal(tensor.numpy(), template.weights[name])
+
+
 def test_given_weights_and_pictures_are_not_changed(
     learner: DetectorLearner, template: Template, site: Dataset
 ) -> None:
