@@ -203,7 +203,7 @@ def test_a_file_that_is_not_there_or_not_known_is_named(tmp_path: Path, name: st
 def test_safetensors_of_others_and_of_other_models_are_refused(tmp_path: Path, template: Template) -> None:
     path = tmp_path / "x.safetensors"
     save_weights(path, template.weights)
-    with pytest.raises(WeightsError, match="does not say its class names"):
+    with pytest.raises(WeightsError, match="does not say its classes and size"):
         open_template(path)
     save_weights(path, Weights({"w": np.zeros(3)}), {"names": '["person"]'})
     with pytest.raises(WeightsError, match="is not a YOLOv8"):

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from manyeyes.config import AugmentSection
@@ -42,6 +43,8 @@ def _quiet_environment() -> None:
 
 
 _quiet_environment()
+# Ultralytics replaces it by one that tries to install a package when a picture is broken.
+_open_picture = Image.open
 
 from ultralytics.cfg import DEFAULT_CFG_DICT  # noqa: E402
 from ultralytics.data.augment import (  # noqa: E402
@@ -57,6 +60,7 @@ from ultralytics.utils import SETTINGS, IterableSimpleNamespace  # noqa: E402
 from ultralytics.utils.instance import Instances  # noqa: E402
 from ultralytics.utils.loss import BboxLoss, v8DetectionLoss  # noqa: E402
 
+Image.open = _open_picture
 logging.getLogger("ultralytics").setLevel(logging.ERROR)
 for _integration in ("clearml", "comet", "dvc", "mlflow", "raytune", "neptune", "wandb", "hub", "sync"):
     if _integration in SETTINGS:
