@@ -205,10 +205,10 @@ def test_safetensors_of_others_and_of_other_models_are_refused(tmp_path: Path, t
     save_weights(path, template.weights)
     with pytest.raises(WeightsError, match="does not say its classes and size"):
         open_template(path)
-    save_weights(path, Weights({"w": np.zeros(3)}), {"names": '["person"]'})
+    save_weights(path, Weights({"w": np.zeros(3)}), {"names": '["person"]', "imgsz": "320"})
     with pytest.raises(WeightsError, match="is not a YOLOv8"):
         open_template(path)
-    save_weights(path, template.weights, {"names": '["person"]'})
+    save_weights(path, template.weights, {"names": '["person"]', "imgsz": "320"})
     with pytest.raises(WeightsError, match=r"x\.safetensors.*expected float32\(1,"):
         open_template(path)
 
