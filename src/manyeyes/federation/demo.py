@@ -28,7 +28,7 @@ _TRAIN = {
     "batchnorm": "frozen",
     "augment": {"mosaic": 0.5},
 }
-_FEDERATION = {"weighting": "equal", "strategy": {"name": "fedavg", "server_lr": 2.0}, "min_nodes": 3}
+_FEDERATION = {"weighting": "equal", "strategy": {"name": "fedavg", "server_lr": 1.5}, "min_nodes": 3}
 _FULL: dict[str, Any] = {"images": 80, "imgsz": 320, "rounds": 18, "every": 3}
 _QUICK: dict[str, Any] = {"images": 40, "imgsz": 256, "rounds": 3, "every": 1}
 
