@@ -35,7 +35,8 @@ def origin(cells: dict[str, Cell]) -> str:
     machines = sorted({f"{c['machine']['cpu']}, {c['machine']['cores']} cores" for c in cells.values()})
     seeds = ", ".join(str(cell["seed"]) for cell in cells.values())
     older = "" if commits == [commit()] else " (an earlier commit than this table)"
-    return f"Seeds {seeds}; commit {', '.join(commits)}{older}; {'; '.join(machines)}."
+    notes = sorted({cell["note"] for cell in cells.values() if "note" in cell})
+    return " ".join([f"Seeds {seeds}; commit {', '.join(commits)}{older}; {'; '.join(machines)}.", *notes])
 
 
 def table_of_rows(cells: dict[str, Cell]) -> list[str]:

@@ -28,7 +28,7 @@ def measure(seed: int, work: Path, *, quick: bool) -> dict[str, Any]:
     config = demo_config(work, quick=quick, seed=seed, name=f"three-sites-{seed}")
     prepare_demo(config, quick=quick)
     summary = launch(config, resume=True, console=Console(stderr=True)).to_dict()
-    portable = dump_config(config).replace(str(work.absolute()), "WORK")
+    portable = dump_config(config).replace(str(work.absolute()), "WORK").replace(str(Path.cwd()), ".")
     return {"seed": seed, "configuration": portable, "samples": summary}
 
 
