@@ -24,9 +24,10 @@ def read(name: str) -> dict[str, Cell]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and sample standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
+    """Mean and sample standard deviation; of one value there is no spread."""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
 def origin(cells: dict[str, Cell]) -> str:
@@ -77,7 +78,7 @@ def accuracy(title: str, command: str, cells: dict[str, Cell]) -> list[str]:
         f"`{command}`",
         "",
         origin(cells),
-        f"Seconds a run: {seconds}. Mean ± standard deviation over the seeds; AP after the COCO protocol.",
+        f"Seconds a run: {seconds}. Mean ± standard deviation where there are several seeds; AP after the COCO protocol.",
         "",
         *table_of_rows(cells),
         "",
