@@ -78,7 +78,7 @@ def accuracy(title: str, command: str, cells: dict[str, Cell]) -> list[str]:
         f"`{command}`",
         "",
         origin(cells),
-        f"Seconds a run: {seconds}. Mean ± standard deviation where there are several seeds; AP after the COCO protocol.",
+        f"Seconds a run: {seconds}. Mean ± standard deviation over several seeds; AP after the COCO protocol.",
         "",
         *table_of_rows(cells),
         "",
