@@ -44,9 +44,16 @@ class Timed:
         self.seconds += time.perf_counter() - began
         return answer
 
-    def fit(self, weights: Weights, data: Dataset, plan: FitPlan, progress: ProgressCallback = silent) -> Update:
+    def fit(
+        self,
+        weights: Weights,
+        data: Dataset,
+        plan: FitPlan,
+        progress: ProgressCallback = silent,
+        state_folder: Path | None = None,
+    ) -> Update:
         """As the detector's."""
-        update: Update = self._clock(lambda: self.learner.fit(weights, data, plan, progress))
+        update: Update = self._clock(lambda: self.learner.fit(weights, data, plan, progress, state_folder))
         return update
 
     def evaluate(self, weights: Weights, data: Dataset, split: str, imgsz: int | None = None) -> Metrics:
@@ -65,7 +72,14 @@ class Immediate:
         self.delta = Weights({n: rng.normal(0, 1e-3, template.weights[n].shape) for n in sorted(names)})
         self.buffers = template.weights.select(buffers.__contains__)
 
-    def fit(self, weights: Weights, data: Dataset, plan: FitPlan, progress: ProgressCallback = silent) -> Update:
+    def fit(
+        self,
+        weights: Weights,
+        data: Dataset,
+        plan: FitPlan,
+        progress: ProgressCallback = silent,
+        state_folder: Path | None = None,
+    ) -> Update:
         """No training."""
         return Update(self.delta, self.buffers, num_examples=100)
 

@@ -53,7 +53,14 @@ class LinearLearner:
 
     template = TEMPLATE
 
-    def fit(self, weights: Weights, data: Dataset, plan: FitPlan, progress: ProgressCallback = silent) -> Update:
+    def fit(
+        self,
+        weights: Weights,
+        data: Dataset,
+        plan: FitPlan,
+        progress: ProgressCallback = silent,
+        state_folder: Path | None = None,
+    ) -> Update:
         x, y = table(data, "train")
         w = {name: weights[name].astype(np.float64) for name in sorted(TRAINED)}
         noise = np.random.default_rng([plan.seed, plan.round, *plan.node_id.encode()])
@@ -180,8 +187,15 @@ class _Stalling(LinearLearner):
     def __init__(self, call: int) -> None:
         self.call = call
 
-    def fit(self, weights: Weights, data: Dataset, plan: FitPlan, progress: ProgressCallback = silent) -> Update:
-        update = super().fit(weights, data, plan, progress)
+    def fit(
+        self,
+        weights: Weights,
+        data: Dataset,
+        plan: FitPlan,
+        progress: ProgressCallback = silent,
+        state_folder: Path | None = None,
+    ) -> Update:
+        update = super().fit(weights, data, plan, progress, state_folder)
         self._stall()
         return update
 

@@ -57,16 +57,30 @@ class Raising(LinearLearner):
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
-    def fit(self, weights: Weights, data: Dataset, plan: FitPlan, progress: ProgressCallback = silent) -> Update:
+    def fit(
+        self,
+        weights: Weights,
+        data: Dataset,
+        plan: FitPlan,
+        progress: ProgressCallback = silent,
+        state_folder: Path | None = None,
+    ) -> Update:
         raise self.error
 
 
 class Slow(LinearLearner):
     """A learner that takes its time."""
 
-    def fit(self, weights: Weights, data: Dataset, plan: FitPlan, progress: ProgressCallback = silent) -> Update:
+    def fit(
+        self,
+        weights: Weights,
+        data: Dataset,
+        plan: FitPlan,
+        progress: ProgressCallback = silent,
+        state_folder: Path | None = None,
+    ) -> Update:
         time.sleep(0.3)
-        return super().fit(weights, data, plan, progress)
+        return super().fit(weights, data, plan, progress, state_folder)
 
 
 def test_rounds_learn_and_tell_what_happens(tmp_path: Path) -> None:
@@ -352,7 +366,14 @@ class Vast:
 
     template = Template("vast", ("thing",), Weights({"w": np.zeros(200_000)}))
 
-    def fit(self, weights: Weights, data: Dataset, plan: FitPlan, progress: ProgressCallback = silent) -> Update:
+    def fit(
+        self,
+        weights: Weights,
+        data: Dataset,
+        plan: FitPlan,
+        progress: ProgressCallback = silent,
+        state_folder: Path | None = None,
+    ) -> Update:
         return Update(Weights({"w": np.full(200_000, 0.5)}), Weights({}), 1)
 
     def evaluate(self, weights: Weights, data: Dataset, split: str, imgsz: int | None = None) -> Metrics:

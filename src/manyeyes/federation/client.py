@@ -112,7 +112,7 @@ class Client:
             raise ProtocolError(f"a plan for node {plan.node_id!r} reached node {self.node_id!r}")
         before = self.own_weights(weights, plan.personal, plan.round)
         started = time.monotonic()
-        update = self.learner.fit(before, self.data, plan, progress)
+        update = self.learner.fit(before, self.data, plan, progress, self.state_folder)
         seconds = round(time.monotonic() - started, 3)
         personal = expand_personal(plan.personal, weights)
         if personal:

@@ -71,7 +71,14 @@ class DetectorLearner:
             frozenset(name for name in buffers if layer_of(name) >= freeze),
         )
 
-    def fit(self, weights: Weights, data: Dataset, plan: FitPlan, progress: ProgressCallback = silent) -> Update:
+    def fit(
+        self,
+        weights: Weights,
+        data: Dataset,
+        plan: FitPlan,
+        progress: ProgressCallback = silent,
+        state_folder: Path | None = None,
+    ) -> Update:
         """Train on the training pictures; see `Learner.fit`.
 
         Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -150,7 +151,7 @@ class Learner(Protocol):
         class MeanLearner:
             template = Template("mean", ("thing",), Weights({"w": np.zeros(1)}))
 
-            def fit(self, weights, data, plan, progress=silent):
+            def fit(self, weights, data, plan, progress=silent, state_folder=None):
                 n = len(data.split("train"))
                 return Update(Weights({"w": np.full(1, n) - weights["w"]}), Weights({}), num_examples=n)
 
@@ -162,11 +163,26 @@ class Learner(Protocol):
     def template(self) -> Template:
         """The form of model this learner trains."""
 
-    def fit(self, weights: Weights, data: Dataset, plan: FitPlan, progress: ProgressCallback = silent) -> Update:
+    def fit(
+        self,
+        weights: Weights,
+        data: Dataset,
+        plan: FitPlan,
+        progress: ProgressCallback = silent,
+        state_folder: Path | None = None,
+    ) -> Update:
         """Train from `weights` on the training pictures; `weights` are not changed.
 
         The update's delta holds every tensor that was trained, personal ones included: what stays at the node is
         taken out by the node, not by the learner.
+
+        Args:
+            weights: of the learner's template.
+            data: the node's pictures; only read.
+            plan: what was asked for.
+            progress: told how far the fit is; may raise to stop it.
+            state_folder: where the node keeps what outlives a round; the learner may keep there what it would
+                otherwise compute again. None: nothing is kept.
         """
 
     def evaluate(self, weights: Weights, data: Dataset, split: str, imgsz: int | None = None) -> Metrics:
