@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from manyeyes import cli
+from manyeyes.config import load_config
 from manyeyes.datasets import load_dataset
 from manyeyes.report.runlog import read_runlog
 from manyeyes.weights import load_weights
@@ -289,6 +290,78 @@ def test_a_second_run_of_the_same_name_does_not_overwrite_the_first(
     assert call(monkeypatch, "run", config, "--quiet", "--resume") == 0, "resuming a finished run changes nothing"
 
 
+def without_a_plan(write_config: WriteConfig, **changes: Any) -> Path:
+    """A configuration of one small site that says where to compute and how often to merge, but not how to train."""
+    values: dict[str, Any] = {
+        "sites": [{"node_id": "C", "data": "c_night"}],
+        "train": {"threads": 1, "device": "cpu", "precision": "fp32"},
+        "federation": {"rounds": 1},
+    }
+    return write_config(**{**values, **changes})
+
+
+def test_a_run_without_a_plan_takes_the_advised_one_keeps_it_and_goes_on_with_it(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = without_a_plan(write_config)
+    assert call(monkeypatch, "advise", config, "--json", "--quiet") == 0
+    advice = json.loads(capsys.readouterr().out)
+    plan = {choice["key"]: choice["value"] for choice in advice["plan"]}
+    assert plan["train.imgsz"] == 128, "the size of the pictures, not the default"
+    assert not (tmp_path / "runs").exists()
+
+    assert call(monkeypatch, "run", config) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "leaves open how to train, so this plan is used" in said
+    assert "train.freeze" in said
+    kept = load_config(tmp_path / "runs" / "tiny" / "config.yaml")
+    assert {key: getattr(getattr(kept, key.split(".")[0]), key.split(".")[1]) for key in plan} == plan
+
+    summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())
+    (site,) = advice["estimate"]["sites"]
+    assert summary["bytes_up"] == pytest.approx(site["bytes_up"], rel=0.01)
+    assert summary["bytes_down"] == pytest.approx(site["bytes_down"], rel=0.01)
+
+    assert call(monkeypatch, "run", config, "--quiet", "--resume") == 0, "the kept plan is the same run"
+    assert call(monkeypatch, "run", config, "--quiet", "--resume", "--set", "train.imgsz=96") == 2
+
+
+def test_advise_explains_and_writes_a_configuration_that_runs(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, written = without_a_plan(write_config, name="written"), tmp_path / "planned.yaml"
+    monkeypatch.setenv("COLUMNS", "160")
+    assert call(monkeypatch, "advise", config, "--write", written) == 0
+    said = capsys.readouterr()
+    for words in (
+        "What the sites have",
+        "Objects to learn from",
+        "The plan",
+        "There is only one site",
+        "the whole run",
+    ):
+        assert words in said.out
+    assert f"manyeyes run {written}" in said.err
+    assert load_config(written).has_plan
+    assert call(monkeypatch, "advise", config, "--write", written) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
+    assert call(monkeypatch, "run", written, "--quiet") == 0
+    assert (tmp_path / "runs" / "written" / "report.html").exists()
+
+
+@pytest.mark.parametrize("train", [{"threads": 1}, {"threads": 1, "imgsz": 128}], ids=["advised", "stated"])
+def test_a_plan_that_cannot_end_in_a_sites_hours_is_refused_with_the_cure(
+    train: dict[str, Any],
+    write_config: WriteConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sites = [{"node_id": "C", "data": "c_night", "hours": 1e-6}]
+    said = refused(monkeypatch, capsys, without_a_plan(write_config, sites=sites, train=train))
+    assert "sites.0.hours: site C may train 1e-06 h" in said
+    assert "more time (sites.0.hours:" in said
+
+
 @pytest.mark.shared
 def test_a_site_whose_ids_are_swapped_is_refused(
     write_config: WriteConfig,
@@ -315,7 +388,8 @@ def test_a_site_whose_ids_are_swapped_is_refused(
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["demo"], ["run"], ["val"], ["predict"], ["report"], ["data", "check"], ["data", "split"]]
+    "command",
+    [[], ["demo"], ["advise"], ["run"], ["val"], ["predict"], ["report"], ["data", "check"], ["data", "split"]],
 )
 def test_help_of_every_command_shows_an_example(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -49,6 +49,10 @@ class How(StrEnum):
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key: section.key=value. Repeatable.")
+]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out pictures that cannot be used.")]
 Size = Annotated[int | None, typer.Option(help="Long side in pixels; default: as trained.", min=32, max=2048)]
 Seed = Annotated[int, typer.Option(help="Everything random follows from it.", min=0)]
 
@@ -136,21 +140,59 @@ def demo(
     _show_summary(summary, config.run_folder, as_json)
 
 
+@app.command(
+    epilog="Examples: `manyeyes advise mine.yaml`  ·  `manyeyes advise mine.yaml --write planned.yaml`  ·  "
+    "`manyeyes advise mine.yaml --set sites.0.hours=2 --json`"
+)
+def advise(
+    config: Annotated[Path, typer.Argument(help="A configuration file: name and sites suffice.", show_default=False)],
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    write: Annotated[
+        Path | None, typer.Option(help="Write a complete configuration with the plan and its reasons: a new file.")
+    ] = None,
+    skip_broken: SkipBroken = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look at the sites and this machine, and propose how to train: settings, reasons, time and traffic.
+
+    Trains for some seconds to measure this machine and keeps nothing. What the file states about training is kept; what
+    it leaves out is proposed.
+    """
+    from manyeyes.config import load_config
+    from manyeyes.federation.advice_text import refuse_existing, render_advice, write_config
+    from manyeyes.federation.launch import advise
+
+    loaded = load_config(config, overrides)
+    if write:
+        refuse_existing(write)
+    advice = advise(loaded, skip_broken=skip_broken, console=Console(stderr=True), quiet=quiet)
+    if as_json:
+        _print_json(advice.to_dict())
+    else:
+        render_advice(advice, Console())
+    if write:
+        write_config(advice, write)
+        command = shlex.join(["manyeyes", "run", str(write)])
+        Console(stderr=True).print(f"Written. Go on with: {command}", highlight=False, markup=False, soft_wrap=True)
+
+
 @app.command(epilog="Example: `manyeyes run configs/streets.yaml --set train.freeze=22 --set name=streets-head`")
 def run(
     config: Annotated[Path, typer.Argument(help="A configuration file; see configs/.", show_default=False)],
-    overrides: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key: section.key=value. Repeatable.")
-    ] = [],  # noqa: B006 - Typer copies it
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished round.")] = False,
-    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out pictures that cannot be used.")] = False,
+    skip_broken: SkipBroken = False,
     trust_labels: Annotated[
         bool, typer.Option("--trust-labels", help="Do not check whether a site's class ids are swapped.")
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the sites of a configuration alone, together and pooled, and compare."""
+    """Train the sites of a configuration alone, together and pooled, and compare.
+
+    A configuration that does not say how to train is run with the plan that `manyeyes advise` proposes.
+    """
     from manyeyes.config import load_config
     from manyeyes.federation.launch import launch
 

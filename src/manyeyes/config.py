@@ -34,6 +34,7 @@ __all__ = [
     "StrategySection",
     "TrainSection",
     "dump_config",
+    "fill_in",
     "load_config",
     "parse_config",
 ]
@@ -60,6 +61,9 @@ class SiteSection(Section):
     node_id: str = Field(pattern=NODE_ID_PATTERN)
     data: Path = Field(description="data.yaml or folder, in YOLO, Pascal VOC or COCO layout")
     annotates: tuple[str, ...] | None = Field(None, description="classes looked for here; default: its own list")
+    hours: float | None = Field(
+        None, gt=0, description="most hours the site's machine may train in the whole run, alone and together"
+    )
 
 
 class AugmentSection(Section):
@@ -222,6 +226,11 @@ class RunConfig(Section):
         return self
 
     @property
+    def has_plan(self) -> bool:
+        """Whether it says how long and how to train; if not, `manyeyes.federation.survey` plans what it leaves open."""
+        return "rounds" in self.federation.model_fields_set and bool(self.train.model_fields_set - _WHERE)
+
+    @property
     def run_folder(self) -> Path:
         """Where everything this run makes is kept."""
         return self.output / self.name
@@ -269,6 +278,28 @@ def parse_config(values: Mapping[str, Any], *, file: Path | None = None) -> RunC
     if model.weights not in ("base", "scratch"):
         model = model.model_copy(update={"weights": str(root / model.weights)})
     return config.model_copy(update={"data_root": root, "sites": sites, "model": model})
+
+
+def fill_in(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """The configuration with values for keys of `train` and `federation` that it does not state; others stay.
+
+    Args:
+        config: a configuration.
+        values: by key, e.g. ``{"train.lr": 0.001, "federation.rounds": 8}``.
+
+    Raises:
+        ConfigError: a value cannot stand beside those that are stated.
+    """
+    filled: dict[str, Any] = {key: getattr(config, key) for key in config.model_fields_set}
+    for name in ("train", "federation"):
+        section: Section = getattr(config, name)
+        stated = {key: getattr(section, key) for key in section.model_fields_set}
+        new = {key.removeprefix(f"{name}."): value for key, value in values.items() if key.startswith(f"{name}.")}
+        filled[name] = {**new, **stated}
+    try:
+        return RunConfig.model_validate(filled)
+    except ValidationError as error:
+        raise _as_config_error(error, None) from error
 
 
 def dump_config(config: RunConfig) -> str:
@@ -359,6 +390,8 @@ def _known_keys(parents: Sequence[str]) -> list[str]:
     return sorted(section.model_fields)
 
 
+# Keys of `train` that say where is computed, not what is trained: with nothing but these there is no plan yet.
+_WHERE = {"device", "threads", "precision"}
 _ALIASES = {"fraction_fit": "fraction", "min_fit_clients": "min_nodes"}
 _STRATEGIES: dict[str, type[Section]] = {
     "fedavg": FedAvgSection,

@@ -33,9 +33,11 @@ from manyeyes.learners.learner import FitPlan, Learner, Metrics, Progress
 from manyeyes.report.runlog import Emit, RunLog
 from manyeyes.weights import Weights, write_atomically
 
-__all__ = ["Experiment", "TestableLearner", "open_sites"]
+__all__ = ["CONFIG_FILE", "Experiment", "TestableLearner", "open_sites"]
 
-_CONFIG = "config.yaml"
+CONFIG_FILE = "config.yaml"
+"""In a run's folder: what was run, with every default written out."""
+
 _EXAMPLES = "examples.json"
 _FREE = (
     "output",
@@ -150,7 +152,7 @@ class Experiment:
             ResourceError: a batch cannot fit.
             DataError: a site's class ids look swapped, or no site has test pictures.
         """
-        kept = self.folder / _CONFIG
+        kept = self.folder / CONFIG_FILE
         if kept.exists():
             if not resume:
                 raise RunError(
@@ -179,7 +181,7 @@ class Experiment:
             RunError: too few nodes answered, or the settings differ from those of the run that is resumed.
             Interrupted: the user stopped it.
         """
-        write_atomically(self.folder / _CONFIG, dump_config(self.config))
+        write_atomically(self.folder / CONFIG_FILE, dump_config(self.config))
         rows = self._rows()
         log.emit("run_started", **self._description(rows))
         try:
@@ -362,6 +364,8 @@ def _compared(config: RunConfig) -> dict[str, Any]:
         for parent in parents:
             section = section[parent]
         section.pop(last, None)
+    for site in values["sites"]:
+        site.pop("hours")
     return values
 
 

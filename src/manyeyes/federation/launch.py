@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -11,19 +11,23 @@ from types import FrameType
 from rich.console import Console
 
 from manyeyes.config import RunConfig
-from manyeyes.datasets import Problem
+from manyeyes.datasets import Dataset, Problem
 from manyeyes.errors import Interrupted
-from manyeyes.federation.experiment import Experiment, open_sites
+from manyeyes.federation.advice_text import render_plan
+from manyeyes.federation.advise import Advice
+from manyeyes.federation.experiment import CONFIG_FILE, Experiment, open_sites
 from manyeyes.federation.rounds import Stop
+from manyeyes.federation.survey import plan_run, survey
 from manyeyes.learners.detector import DetectorLearner
 from manyeyes.learners.models import build_template
 from manyeyes.report.live import LiveView
+from manyeyes.report.progress import progress_bar
 from manyeyes.report.results import write_results
 from manyeyes.report.runlog import RunLog, read_runlog
 from manyeyes.report.tables import Summary, summarise
 from manyeyes.report.tensorboard import TensorBoardWriter
 
-__all__ = ["launch", "stop_signals"]
+__all__ = ["advise", "launch", "stop_signals"]
 
 
 def launch(
@@ -47,6 +51,8 @@ def launch(
         quiet: show no progress.
         resume_command: told to the user after an interruption.
 
+    A configuration without a plan is run with the one `manyeyes advise` gives, which is shown and kept with the run.
+
     Raises:
         ManyeyesError: anything wrong with configuration, data, weights or machine, before any training.
         Interrupted: the user stopped it.
@@ -54,6 +60,7 @@ def launch(
     console = console or Console(stderr=True)
     notes = _Notes(console, quiet)
     sites = open_sites(config, skip_broken=skip_broken, on_problem=notes)
+    config = _planned(config, sites, console, quiet)
     names = next(iter(sites.values())).names
     template = build_template(config.model, names, seed=config.seed, imgsz=config.evaluate.imgsz or config.train.imgsz)
     learner = DetectorLearner(template, device=config.train.device, threads=config.train.threads)
@@ -66,6 +73,41 @@ def launch(
             write_results(config.run_folder)
             raise
     return write_results(config.run_folder)
+
+
+def _planned(config: RunConfig, sites: Mapping[str, Dataset], console: Console, quiet: bool) -> RunConfig:
+    with progress_bar(console, "Measuring this machine", quiet=quiet) as progress:
+        planned, advice = plan_run(config, sites, progress)
+    if advice and not quiet:
+        render_plan(advice, console)
+        console.print(
+            "The configuration leaves open how to train, so this plan is used. It is kept in "
+            f"{config.run_folder / CONFIG_FILE}; `manyeyes advise` says more.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    return planned
+
+
+def advise(
+    config: RunConfig, *, skip_broken: bool = False, console: Console | None = None, quiet: bool = False
+) -> Advice:
+    """Look at the sites and at this machine and propose a plan; trains some steps and keeps nothing.
+
+    Args:
+        config: keys of `train` and `federation` that it states are kept.
+        skip_broken: leave out pictures and boxes that cannot be used.
+        console: where progress is shown.
+        quiet: show no progress.
+
+    Raises:
+        ManyeyesError: anything wrong with configuration, data, weights or machine; no plan ends in the sites' hours.
+    """
+    console = console or Console(stderr=True)
+    sites = open_sites(config, skip_broken=skip_broken, on_problem=_Notes(console, quiet))
+    with progress_bar(console, "Measuring this machine", quiet=quiet) as progress:
+        return survey(config, sites, progress)
 
 
 def _run(experiment: Experiment, folder: Path, console: Console, quiet: bool) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "BASE_WEIGHTS",
     "Loaded",
     "build_template",
+    "known_names",
     "layer_of",
     "load_any",
     "model_metadata",
@@ -136,6 +137,15 @@ def build_template(model: ModelSection, names: Sequence[str], *, seed: int = 0, 
     _check_form(source, form, model.weights)
     fresh = take(module_of(architecture, len(names), seed))
     return Template(architecture, names, fresh.replace(_carried_over(source, fresh, known, names)), imgsz)
+
+
+def known_names(model: ModelSection) -> tuple[str, ...]:
+    """Names of the classes that the starting weights can tell already; none from scratch.
+
+    Raises:
+        WeightsError: the weights cannot be read.
+    """
+    return () if model.weights == "scratch" else _open_source(model).names
 
 
 def _open_source(model: ModelSection) -> Loaded:
