@@ -1,4 +1,4 @@
-"""All that manyeyes takes from Ultralytics: architecture, loss, augmentation, checkpoints. No other file imports it.
+"""All that manyeyes takes from Ultralytics: architecture, loss, checkpoints. No other file imports it.
 
 Its trainer, its dataset class and its validator are not used. The dataset class would write and unpickle `.cache` files
 beside a site's labels, load `.npy` files and rewrite JPEGs; the trainer restarts its schedule in every session.
@@ -11,20 +11,16 @@ import io
 import logging
 import os
 import pickle
-import random
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from manyeyes.config import AugmentSection
 from manyeyes.errors import WeightsError
 from manyeyes.learners.training import Batch, LossParts
 from manyeyes.weights import Weights, write_atomically
@@ -47,17 +43,8 @@ _quiet_environment()
 _open_picture = Image.open
 
 from ultralytics.cfg import DEFAULT_CFG_DICT  # noqa: E402
-from ultralytics.data.augment import (  # noqa: E402
-    Compose,
-    Format,
-    Mosaic,
-    RandomFlip,
-    RandomHSV,
-    RandomPerspective,
-)
 from ultralytics.nn.tasks import DetectionModel, torch_safe_load  # noqa: E402
 from ultralytics.utils import SETTINGS, IterableSimpleNamespace  # noqa: E402
-from ultralytics.utils.instance import Instances  # noqa: E402
 from ultralytics.utils.loss import BboxLoss, v8DetectionLoss  # noqa: E402
 
 Image.open = _open_picture
@@ -67,7 +54,6 @@ for _integration in ("clearml", "comet", "dvc", "mlflow", "raytune", "neptune", 
         dict.__setitem__(SETTINGS, _integration, False)
 
 __all__ = [
-    "Augmentation",
     "DetectionCriterion",
     "build_module",
     "class_head",
@@ -215,99 +201,3 @@ class DetectionCriterion:
         sums = losses * self._loss.bbox_loss.divisor
         items = {"box": sums[0], "cls": sums[1], "dfl": sums[2], "loss": sums.sum()}
         return LossParts(sums.sum(), self._loss.bbox_loss.target_scores, items)
-
-
-class _SiteMosaic(Mosaic):  # type: ignore[misc]
-    """Mosaic whose four pictures come from sites that annotate the same classes.
-
-    Otherwise one picture would hold corners in which a class was looked for and corners in which it was not.
-    """
-
-    def __call__(self, labels: dict[str, Any]) -> dict[str, Any]:
-        self._peers = self.dataset.peers(labels["index"])
-        mixed: dict[str, Any] = super().__call__(labels)
-        return mixed
-
-    def get_indexes(self) -> list[int]:
-        return random.choices(self._peers, k=self.n - 1)
-
-
-class Augmentation:
-    """Mosaic, affine, HSV and flip of Ultralytics over pictures that are already in memory.
-
-    Args:
-        pictures: (h, w, 3) uint8 BGR, long side `imgsz`.
-        boxes: (n, 4) float32 normalised xywh for each picture.
-        class_ids: (n,) for each picture.
-        annotated: classes annotated in each picture, as sets of class ids.
-        imgsz: side of what comes out, in pixels.
-        section: probabilities and ranges.
-    """
-
-    cache = "ram"  # read by Mosaic: choose partners among all pictures, keep no buffer
-
-    def __init__(
-        self,
-        pictures: Sequence[NDArray[np.uint8]],
-        boxes: Sequence[NDArray[np.float32]],
-        class_ids: Sequence[NDArray[np.int64]],
-        annotated: Sequence[frozenset[int]],
-        imgsz: int,
-        section: AugmentSection,
-    ) -> None:
-        self.pictures, self.boxes, self.class_ids, self.annotated = pictures, boxes, class_ids, annotated
-        groups: dict[frozenset[int], list[int]] = {}
-        for index, classes in enumerate(annotated):
-            groups.setdefault(classes, []).append(index)
-        self._peers = groups
-        self._with_mosaic = self._pipeline(imgsz, section, section.mosaic)
-        self._without_mosaic = self._pipeline(imgsz, section, 0.0)
-
-    def _pipeline(self, imgsz: int, section: AugmentSection, mosaic: float) -> Any:
-        return Compose(
-            [
-                _SiteMosaic(self, imgsz=imgsz, p=mosaic),
-                RandomPerspective(translate=section.translate, scale=section.scale, size=(imgsz, imgsz)),
-                RandomHSV(hgain=section.hsv_h, sgain=section.hsv_s, vgain=section.hsv_v),
-                RandomFlip(direction="horizontal", p=section.fliplr),
-                Format(bbox_format="xywh", normalize=True, batch_idx=True, bgr=0.0),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def peers(self, index: int) -> list[int]:
-        """Pictures whose site annotates the same classes."""
-        return self._peers[self.annotated[index]]
-
-    def get_image_and_label(self, index: int) -> dict[str, Any]:
-        """What Ultralytics' transforms expect of a dataset."""
-        picture = self.pictures[index]
-        return {
-            "index": index,
-            "im_file": str(index),
-            "img": picture,
-            "ori_shape": picture.shape[:2],
-            "resized_shape": picture.shape[:2],
-            "ratio_pad": (1.0, 1.0),
-            "cls": self.class_ids[index].astype(np.float32)[:, None],
-            "instances": Instances(
-                self.boxes[index].copy(),
-                np.zeros((0, 1000, 2), dtype=np.float32),
-                bbox_format="xywh",
-                normalized=True,
-            ),
-        }
-
-    def draw(self, index: int, *, mosaic: bool, seed: int) -> dict[str, Any]:
-        """One augmented picture: `img` (3, imgsz, imgsz) uint8 RGB, `cls` (n, 1), `bboxes` (n, 4) normalised xywh.
-
-        The same arguments give the same picture, whatever was drawn before: Ultralytics draws from the process-wide
-        generators of `random` and NumPy, so they are set for every picture.
-        """
-        random.seed(seed)
-        np.random.seed(seed)
-        pipeline = self._with_mosaic if mosaic else self._without_mosaic
-        sample: dict[str, Any] = pipeline(self.get_image_and_label(index))
-        return sample
