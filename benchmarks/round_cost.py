@@ -27,7 +27,7 @@ from manyeyes.federation.client import Client
 from manyeyes.federation.local import LocalTransport
 from manyeyes.federation.rounds import run_rounds
 from manyeyes.learners.detector import DetectorLearner
-from manyeyes.learners.learner import FitPlan, Metrics, ProgressCallback, Template, silent
+from manyeyes.learners.learner import Control, FitPlan, Metrics, ProgressCallback, Template, silent
 from manyeyes.learners.models import build_template
 from manyeyes.weights import Update, Weights
 
@@ -51,9 +51,10 @@ class Timed:
         plan: FitPlan,
         progress: ProgressCallback = silent,
         state_folder: Path | None = None,
+        control: Control | None = None,
     ) -> Update:
         """As the detector's."""
-        update: Update = self._clock(lambda: self.learner.fit(weights, data, plan, progress, state_folder))
+        update: Update = self._clock(lambda: self.learner.fit(weights, data, plan, progress, state_folder, control))
         return update
 
     def evaluate(self, weights: Weights, data: Dataset, split: str, imgsz: int | None = None) -> Metrics:
@@ -79,6 +80,7 @@ class Immediate:
         plan: FitPlan,
         progress: ProgressCallback = silent,
         state_folder: Path | None = None,
+        control: Control | None = None,
     ) -> Update:
         """No training."""
         return Update(self.delta, self.buffers, num_examples=100)

@@ -60,9 +60,9 @@ def main(images: int = 24, imgsz: int = 256) -> dict[str, float]:
                 merge.add(update)
                 print(f"{reply.node_id}: {update.num_examples} pictures, {reply.bytes_up / 1e6:.1f} MB")
 
-        mean_delta, buffers = merge.result()
-        after, _ = FedAvg().step(before, mean_delta, {})
-        after = after.replace(buffers)
+        mean = merge.result()
+        after, _ = FedAvg().step(before, mean, {})
+        after = after.replace(mean.buffers)
 
         scores = {}
         for moment, weights in (("before", before), ("after", after)):

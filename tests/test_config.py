@@ -96,6 +96,16 @@ def test_a_strategy_may_be_given_by_its_name_alone(tmp_path: Path, strategy: str
     assert load(tmp_path, [f"federation.strategy={strategy}"]).federation.strategy.name == strategy
 
 
+def test_scaffold_is_refused_where_its_mean_gradient_cannot_be_told(tmp_path: Path) -> None:
+    fitting = {"strategy": "scaffold", "weighting": "equal"}
+    assert load(tmp_path, federation=fitting).federation.strategy.name == "scaffold"
+
+    assert "set federation.weighting to equal" in str(refusal(tmp_path, federation={"strategy": "scaffold"}))
+    for train, says in (({"optimizer": "adamw"}, "train.optimizer sgd"), ({"ema": 0.99}, "train.ema null")):
+        assert f"scaffold needs {says}" in str(refusal(tmp_path, federation=fitting, train=train))
+        assert load(tmp_path, federation={"strategy": "fedavg"}, train=train)
+
+
 def test_a_strategy_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Path) -> None:
     error = refusal(tmp_path, federation={"strategy": "fedsgd"})
     assert error.key == "federation.strategy"

@@ -30,6 +30,7 @@ __all__ = [
     "FederationSection",
     "ModelSection",
     "RunConfig",
+    "ScaffoldSection",
     "SiteSection",
     "StrategySection",
     "TrainSection",
@@ -157,8 +158,16 @@ class FedYogiSection(_AdaptiveSection):
     name: Literal["fedyogi"]
 
 
+class ScaffoldSection(Section):
+    """Control variates against the drift of sites that differ (Karimireddy et al. 2020)."""
+
+    name: Literal["scaffold"]
+    server_lr: float = Field(1.0, gt=0)
+
+
 StrategySection = Annotated[
-    FedAvgSection | FedProxSection | FedAvgMSection | FedAdamSection | FedYogiSection, Discriminator("name")
+    FedAvgSection | FedProxSection | FedAvgMSection | FedAdamSection | FedYogiSection | ScaffoldSection,
+    Discriminator("name"),
 ]
 
 
@@ -179,6 +188,9 @@ class FederationSection(Section):
     weighting: Literal["examples", "equal"] = Field("examples", description="what a site's update counts by")
     personal: tuple[str, ...] = Field((), description="patterns of tensor names that stay at the node, or 'bn'")
     deadline: float | None = Field(None, gt=0, description="seconds a round waits for updates")
+    keep: Literal["last", "best"] = Field(
+        "last", description="the round a row ends with; best: highest mean of the sites' validation mAP50"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -189,6 +201,13 @@ class FederationSection(Section):
         if isinstance(strategy, Mapping) and "name" not in strategy:
             return {**values, "strategy": {"name": "fedavg", **strategy}}
         return values
+
+    @model_validator(mode="after")
+    def _control_variates_count_alike(self) -> FederationSection:
+        # With a plain mean of the control variates a weighted mean of the models still ends at the plain optimum.
+        if isinstance(self.strategy, ScaffoldSection) and self.weighting != "equal":
+            raise ValueError("strategy scaffold counts every site alike: set federation.weighting to equal")
+        return self
 
 
 class EvaluateSection(Section):
@@ -223,6 +242,22 @@ class RunConfig(Section):
             raise ValueError(f"federation.min_nodes is {self.federation.min_nodes}, but there are {len(ids)} sites")
         if "together" not in self.compare:
             raise ValueError("compare must name 'together': it is the model this project is about")
+        return self
+
+    @model_validator(mode="after")
+    def _mean_gradients_can_be_told(self) -> RunConfig:
+        if not isinstance(self.federation.strategy, ScaffoldSection):
+            return self
+        if self.train.optimizer != "sgd":
+            raise ValueError(
+                "federation.strategy scaffold needs train.optimizer sgd: it reads the mean gradient off how far the"
+                f" weights moved, which the scaled steps of {self.train.optimizer} do not tell"
+            )
+        if self.train.ema is not None:
+            raise ValueError(
+                "federation.strategy scaffold needs train.ema null: it reads the mean gradient off how far the weights"
+                " moved, which their average does not tell"
+            )
         return self
 
     @property
@@ -399,4 +434,5 @@ _STRATEGIES: dict[str, type[Section]] = {
     "fedavgm": FedAvgMSection,
     "fedadam": FedAdamSection,
     "fedyogi": FedYogiSection,
+    "scaffold": ScaffoldSection,
 }

@@ -119,12 +119,14 @@ class Update:
         buffers: values after training of the buffers of trained layers (BatchNorm).
         num_examples: pictures it was trained on; its weight in the mean.
         metrics: what the node declares about the training (losses, images per second, seconds, …).
+        control: change of the node's control variate by tensor, float32; empty unless the strategy is SCAFFOLD.
     """
 
     delta: Weights
     buffers: Weights
     num_examples: int
     metrics: dict[str, float] = field(default_factory=dict)
+    control: Weights = field(default_factory=lambda: Weights({}))
 
 
 def subtract(after: Mapping[str, Array], before: Mapping[str, Array]) -> Weights:

@@ -19,7 +19,7 @@ from manyeyes.federation.client import Client
 from manyeyes.federation.local import LocalTransport
 from manyeyes.federation.rounds import RowResult, run_rounds
 from manyeyes.federation.transport import Transport
-from manyeyes.learners.learner import FitPlan, Metrics, ProgressCallback, Template, silent
+from manyeyes.learners.learner import Control, FitPlan, Metrics, ProgressCallback, Template, silent
 from manyeyes.weights import Update, Weights, subtract
 
 TRAINED = frozenset({"norm.weight", "norm.bias", "head.weight", "head.bias"})
@@ -60,15 +60,19 @@ class LinearLearner:
         plan: FitPlan,
         progress: ProgressCallback = silent,
         state_folder: Path | None = None,
+        control: Control | None = None,
     ) -> Update:
         x, y = table(data, "train")
         w = {name: weights[name].astype(np.float64) for name in sorted(TRAINED)}
         noise = np.random.default_rng([plan.seed, plan.round, *plan.node_id.encode()])
-        for _ in range(plan.train.steps or 4):
+        correction = control.correction if control else {}
+        steps = plan.train.steps or 4
+        for _ in range(steps):
             chosen = noise.permutation(len(x))[: max(2, len(x) // 2)]
             gradients = self._gradients(w, x[chosen], y[chosen])
             for name in w:
-                w[name] -= plan.train.lr * (gradients[name] + plan.proximal_mu * (w[name] - weights[name]))
+                drift = plan.proximal_mu * (w[name] - weights[name]) + correction.get(name, 0.0)
+                w[name] -= plan.train.lr * (gradients[name] + drift)
         trained, buffers = expected(plan)
         statistics = {
             "norm.running_mean": x.mean(axis=0),
@@ -76,11 +80,13 @@ class LinearLearner:
             "norm.num_batches_tracked": weights["norm.num_batches_tracked"] + len(x),
         }
         after = Weights({name: w[name] for name in sorted(trained)})
+        delta = subtract(after, weights)
         return Update(
-            subtract(after, weights),
+            delta,
             Weights({name: statistics[name] for name in sorted(buffers)}),
             num_examples=len(data.split("train")),
             metrics={"loss": float(np.square(self._predict(w, x) - y).mean())},
+            control=control.change(delta, steps * plan.train.lr) if control else Weights({}),
         )
 
     def evaluate(self, weights: Weights, data: Dataset, split: str, imgsz: int | None = None) -> Metrics:
@@ -177,6 +183,7 @@ def hold(
 
 
 FULL: dict[str, Any] = {"rounds": 4, "fraction": 0.6, "strategy": "fedadam", "personal": ["bn"]}
+SCAFFOLD: dict[str, Any] = {**FULL, "strategy": "scaffold", "weighting": "equal", "keep": "best"}
 
 
 class _Stalling(LinearLearner):
@@ -194,8 +201,9 @@ class _Stalling(LinearLearner):
         plan: FitPlan,
         progress: ProgressCallback = silent,
         state_folder: Path | None = None,
+        control: Control | None = None,
     ) -> Update:
-        update = super().fit(weights, data, plan, progress, state_folder)
+        update = super().fit(weights, data, plan, progress, state_folder, control)
         self._stall()
         return update
 

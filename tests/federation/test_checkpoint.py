@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 
 from manyeyes.errors import ResourceError, RunError
-from manyeyes.federation.checkpoint import RoundState, Totals, load_checkpoint, save_checkpoint
-from manyeyes.weights import Weights
+from manyeyes.federation.checkpoint import Best, RoundState, Totals, load_checkpoint, save_checkpoint
+from manyeyes.weights import Weights, load_weights
 
 from .linear import Log, hold
 
@@ -37,6 +38,21 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     assert loaded.weights.value_hash == state(3).weights.value_hash
     assert Weights(loaded.strategy).value_hash == Weights(state(3).strategy).value_hash
     assert (loaded.round, loaded.totals, loaded.settings) == (3, Totals(10, 20, 1.5), state(3).settings)
+
+
+@pytest.mark.parametrize("round", [3, 1])
+def test_the_best_weights_come_back_whether_they_are_this_rounds_or_not(tmp_path: Path, round: int) -> None:
+    best = Best(state(round).weights, round, 0.1 + 0.2)
+    path = save_checkpoint(tmp_path, replace(state(3), best=best, last_merged={"A": 2, "B": 0}))
+    loaded = load_checkpoint(tmp_path, Log())
+
+    assert loaded is not None
+    assert loaded.best is not None
+    assert (loaded.best.round, loaded.best.score) == (round, 0.1 + 0.2)
+    assert loaded.best.weights.value_hash == state(round).weights.value_hash
+    assert loaded.weights.value_hash == state(3).weights.value_hash
+    assert loaded.last_merged == {"A": 2, "B": 0}
+    assert any(name.startswith("best/") for name in load_weights(path)[0]) == (round != 3)
 
 
 def test_the_last_two_are_kept_and_fragments_are_cleared(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from manyeyes.federation.client import Client, expand_personal
 from manyeyes.federation.messages import EvaluatePlan, evaluate_request, fit_request, read_metrics, read_update
 from manyeyes.federation.transport import Record, Request
 from manyeyes.learners.learner import FitPlan
-from manyeyes.weights import Update, Weights
+from manyeyes.weights import Update, Weights, add, load_weights
 
 from .linear import BUFFERS, TEMPLATE, TRAINED, LinearLearner, site
 
@@ -25,8 +25,8 @@ def plan(round: int = 0, personal: tuple[str, ...] = ("bn",), node_id: str = "A"
     return FitPlan(train=TrainSection(steps=3, lr=0.05), round=round, rounds=9, personal=personal, node_id=node_id)
 
 
-def ask(client: Client, wanted: FitPlan, weights: Weights = WEIGHTS) -> Record:
-    return client.handle(Request("1", "A", "fit", fit_request(weights, wanted, TEMPLATE.form_hash)))
+def ask(client: Client, wanted: FitPlan, weights: Weights = WEIGHTS, control: Weights | None = None) -> Record:
+    return client.handle(Request("1", "A", "fit", fit_request(weights, wanted, TEMPLATE.form_hash, control)))
 
 
 @pytest.fixture
@@ -104,3 +104,65 @@ def test_requests_that_are_refused(client: Client) -> None:
         client.handle(Request("1", "A", "shell", record))
     with pytest.raises(ProtocolError, match="of form"):
         client.handle(Request("1", "A", "fit", fit_request(WEIGHTS, plan(), "0" * 64)))
+
+
+HEAD = WEIGHTS.select(lambda name: name.startswith("head."))
+
+
+def controlled(client: Client, round: int, last_merged: int, control: Weights = HEAD) -> Update:
+    """A round of SCAFFOLD with the normalisation kept at the node."""
+    wanted = plan(round).model_copy(update={"last_merged": last_merged})
+    return read_update(ask(client, wanted, control=control), WEIGHTS, HEAD.keys(), (), HEAD.keys())
+
+
+def states(client: Client) -> list[str]:
+    return sorted(path.name for path in client.state_folder.glob("control-*"))
+
+
+def test_a_control_variate_follows_the_rounds_that_the_server_counts(client: Client) -> None:
+    first = controlled(client, 0, -1)
+    # The server had no use for rounds 1 to 3: the node begins each of them where round 0 ended.
+    for round in (1, 2, 3):
+        controlled(client, round, 0)
+    assert states(client) == ["control-000000.safetensors", "control-000003.safetensors"]
+
+    own = load_weights(client.state_folder / "control-000000.safetensors")[0]
+    assert own.value_hash == first.control.value_hash
+    last = load_weights(client.state_folder / "control-000003.safetensors")[0]
+    again = controlled(client, 3, 0)
+    assert add(own, again.control).value_hash == last.value_hash
+
+
+def test_control_variates_for_both_of_the_servers_checkpoints_are_kept(client: Client) -> None:
+    for round in range(5):
+        controlled(client, round, round - 1)
+    assert states(client) == [f"control-{round:06d}.safetensors" for round in (2, 3, 4)]
+    fourth = load_weights(client.state_folder / "control-000004.safetensors")[0]
+    controlled(client, 3, 2)
+    controlled(client, 4, 3)
+    assert load_weights(client.state_folder / "control-000004.safetensors")[0].value_hash == fourth.value_hash
+
+
+def test_a_lost_control_variate_is_named(client: Client) -> None:
+    with pytest.raises(WeightsError, match=r"control-000007\.safetensors"):
+        controlled(client, 8, 7)
+
+
+def test_a_control_variate_of_other_tensors_is_refused(client: Client) -> None:
+    for wrong in (WEIGHTS.select(lambda name: name == "head.bias"), WEIGHTS):
+        with pytest.raises(ProtocolError, match="not of the tensors that are trained and shared"):
+            controlled(client, 0, -1, wrong)
+    assert not states(client)
+    controlled(client, 0, -1)
+    with pytest.raises(WeightsError, match=r"control-000000.*not of the tensors"):
+        controlled(client, 1, 0, WEIGHTS)
+
+
+def test_personal_tensors_of_the_kept_round_are_not_thrown_away(client: Client) -> None:
+    for round in range(3):
+        ask(client, plan(round))
+    kept = client.own_weights(WEIGHTS, ("bn",), 2).value_hash
+    for round in range(3, 8):
+        ask(client, plan(round).model_copy(update={"kept": 2}))
+    assert client.own_weights(WEIGHTS, ("bn",), 2).value_hash == kept
+    assert len(list(client.state_folder.iterdir())) == 4

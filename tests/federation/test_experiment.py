@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 from rich.console import Console
 
 from manyeyes.config import load_config, parse_config
 from manyeyes.datasets import Problem
 from manyeyes.datasets.classes import pool
-from manyeyes.errors import DataError, RunError
+from manyeyes.errors import ConfigError, DataError, RunError
+from manyeyes.federation.checkpoint import load_checkpoint
 from manyeyes.federation.experiment import open_sites
 from manyeyes.federation.launch import launch
 from manyeyes.learners.detector import DetectorLearner
@@ -131,6 +133,53 @@ def test_pooled_pictures_remember_what_was_looked_for(scenes: Path, write_config
     looked_for = {sample.image.parts[-4]: sample.annotates for sample in everything.split("train")}
     assert looked_for == {"a_office": frozenset({0}), "b_crossroads": frozenset({1})}
     assert {int(c) for sample in sites["A"].split("train") for c in sample.class_id} == {0}
+
+
+def test_scaffold_and_the_best_round_on_real_detectors(write_config: WriteConfig) -> None:
+    federation = {"rounds": 2, "strategy": "scaffold", "weighting": "equal", "keep": "best", "personal": ["bn"]}
+    sites = [{"node_id": "A", "data": "a_office"}, {"node_id": "C", "data": "c_night"}]
+    rows = {"compare": ["alone", "together"], "evaluate": {"examples": 0}}
+    config = load_config(write_config(sites=sites, federation=federation, **rows))
+    summary = launch(config, quiet=True, console=Console(stderr=True))
+
+    events = events_of(config.run_folder)
+    for row in summary.rows:
+        scores: dict[int, list[float]] = defaultdict(list)
+        for event in events:
+            at_a_site = event["event"] == "evaluated" and event["split"] == "val" and event["where"] != "mixed"
+            if at_a_site and event["row"] == row.row:
+                scores[event["round"]].append(event["metrics"]["map50"])
+        best = max(scores, key=lambda number: (sum(scores[number]), number))
+        tested = {e["round"] for e in events if e.get("row") == row.row and e.get("split") == "test"}
+        assert (row.kept, tested) == (best, {best})
+    assert f"together round {summary.together and summary.together.kept} of 2" in (
+        config.run_folder / "report.html"
+    ).read_text(encoding="utf-8")
+
+    together = config.run_folder / "rows" / "together"
+    state = load_checkpoint(together / "checkpoints", lambda *_, **__: None)
+    assert state is not None
+    assert state.best is not None
+    final = load_weights(together / "final.safetensors")[0]
+    assert final.value_hash == state.best.weights.value_hash
+    of_nodes = [load_weights(node / "control-000001.safetensors")[0] for node in (together / "nodes").iterdir()]
+    for name, total in state.strategy.items():
+        parts = [of_node[name.removeprefix("control/")] for of_node in of_nodes]
+        np.testing.assert_allclose(total, np.sum(parts, axis=0), atol=1e-4)
+        assert ".bn." not in name
+
+
+def test_the_best_round_needs_validation_pictures(write_config: WriteConfig, scenes: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "data.yaml").write_text(
+        f"path: {scenes / 'c_night'}\ntrain: images/train\ntest: images/test\nnames: [person, car]\n", encoding="utf-8"
+    )
+    sites = [{"node_id": "C", "data": str(site)}]
+    config = load_config(write_config(sites=sites, federation={"keep": "best"}))
+    with pytest.raises(ConfigError, match=r"federation\.keep: no site has validation pictures"):
+        launch(config, quiet=True)
+    assert not config.run_folder.exists()
 
 
 def test_sites_without_test_pictures_are_refused(write_config: WriteConfig, scenes: Path, tmp_path: Path) -> None:

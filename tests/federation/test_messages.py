@@ -88,8 +88,8 @@ def test_bytes_that_are_no_record_are_a_protocol_error(data: bytes) -> None:
 
 
 def test_requests_and_replies_come_back_as_they_were(update: Update) -> None:
-    weights, plan = read_fit_request(over_the_wire(fit_request(WEIGHTS, PLAN, HASH)), WEIGHTS)
-    assert (weights.value_hash, plan) == (WEIGHTS.value_hash, PLAN)
+    weights, plan, control = read_fit_request(over_the_wire(fit_request(WEIGHTS, PLAN, HASH)), WEIGHTS)
+    assert (weights.value_hash, plan, len(control)) == (WEIGHTS.value_hash, PLAN, 0)
     assert list(weights) == list(WEIGHTS)
 
     order = EvaluatePlan(split="test", imgsz=320, round=2, personal=("bn",))
@@ -108,7 +108,7 @@ def test_requests_and_replies_come_back_as_they_were(update: Update) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("protocol", 2, "protocol version 2"),
+        ("protocol", 1, "protocol version 1"),
         ("template", "0" * 64, "form 000000000000"),
         ("plan", {"round": 0}, "Field required"),
         ("plan", {**PLAN.model_dump(mode="json"), "proximal_mu": -1}, "proximal_mu"),
@@ -202,3 +202,51 @@ def test_weights_of_a_request_are_checked() -> None:
     request = fit_request(Weights({**WEIGHTS, "head.bias": np.array([np.nan])}), PLAN, HASH)
     with pytest.raises(UpdateRefusedError, match=r"the global model: tensor 'head.bias'"):
         read_fit_request(request, WEIGHTS)
+
+
+HEAD = ("head.weight", "head.bias")
+
+
+def controlled(arrays: dict[str, Any], update: Update) -> Update:
+    return replace(update, control=Weights(arrays))
+
+
+def test_control_variates_travel_both_ways(update: Update) -> None:
+    control = WEIGHTS.select(HEAD.__contains__)
+    request = fit_request(WEIGHTS, PLAN, HASH, control)
+    weights, _, received = read_fit_request(over_the_wire(request), WEIGHTS)
+    assert (weights.value_hash, received.value_hash) == (WEIGHTS.value_hash, control.value_hash)
+
+    reply = over_the_wire(update_reply(controlled(dict(control), update), HASH))
+    back = read_update(reply, WEIGHTS, TRAINED, BUFFERS, HEAD)
+    assert back.control.value_hash == control.value_hash
+    assert back.delta.value_hash == update.delta.value_hash
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"head.weight": np.zeros(3)}, r"lacks \['head.bias'\]"),
+        ({"head.weight": np.zeros(3), "head.bias": np.zeros(1), "norm.bias": np.zeros(3)}, "unknown"),
+        ({"head.weight": np.zeros(4), "head.bias": np.zeros(1)}, "expected"),
+        ({"head.weight": np.zeros(3), "head.bias": np.array([np.inf])}, "NaN or infinity"),
+    ],
+)
+def test_a_wrong_control_variate_is_refused_by_the_server(update: Update, arrays: Any, says: str) -> None:
+    reply = over_the_wire(update_reply(controlled(arrays, update), HASH))
+    with pytest.raises(UpdateRefusedError, match=rf"control variate.*{says}"):
+        read_update(reply, WEIGHTS, TRAINED, BUFFERS, HEAD)
+
+
+@pytest.mark.parametrize("array", [np.full(3, np.nan), np.zeros(4), np.zeros(3, dtype=np.int64)])
+def test_a_wrong_control_variate_is_refused_by_the_node(array: Any) -> None:
+    for name in ("head.weight", "tail.weight"):
+        request = fit_request(WEIGHTS, PLAN, HASH, Weights({name: array}))
+        with pytest.raises(UpdateRefusedError, match="control variate"):
+            read_fit_request(over_the_wire(request), WEIGHTS)
+
+
+def test_a_control_variate_nobody_asked_for_is_refused(update: Update) -> None:
+    reply = over_the_wire(update_reply(controlled({"head.bias": np.zeros(1)}, update), HASH))
+    with pytest.raises(UpdateRefusedError, match=r"unknown tensors \['head.bias'\]"):
+        read_update(reply, WEIGHTS, TRAINED, BUFFERS)

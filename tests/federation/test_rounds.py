@@ -21,11 +21,11 @@ from manyeyes.federation.client import Client
 from manyeyes.federation.local import LocalTransport
 from manyeyes.federation.rounds import run_rounds
 from manyeyes.federation.transport import Record, Reply, Request
-from manyeyes.learners.learner import FitPlan, Metrics, ProgressCallback, Template, silent
+from manyeyes.learners.learner import Control, FitPlan, Metrics, ProgressCallback, Template, silent
 from manyeyes.weights import Update, Weights, add
 
 from . import linear
-from .linear import FULL, TEMPLATE, LinearLearner, Log, clients, hold, site
+from .linear import FULL, SCAFFOLD, TEMPLATE, LinearLearner, Log, clients, hold, site
 
 NAN = np.full(3, np.nan, dtype=np.float32)
 
@@ -64,6 +64,7 @@ class Raising(LinearLearner):
         plan: FitPlan,
         progress: ProgressCallback = silent,
         state_folder: Path | None = None,
+        control: Control | None = None,
     ) -> Update:
         raise self.error
 
@@ -78,9 +79,10 @@ class Slow(LinearLearner):
         plan: FitPlan,
         progress: ProgressCallback = silent,
         state_folder: Path | None = None,
+        control: Control | None = None,
     ) -> Update:
         time.sleep(0.3)
-        return super().fit(weights, data, plan, progress, state_folder)
+        return super().fit(weights, data, plan, progress, state_folder, control)
 
 
 def test_rounds_learn_and_tell_what_happens(tmp_path: Path) -> None:
@@ -281,6 +283,71 @@ def test_personal_layers_differ_between_nodes_and_never_leave_them(tmp_path: Pat
     assert len({weights["head.weight"].tobytes() for weights in own}) == 1
 
 
+class Scored(LinearLearner):
+    """A learner whose test of each round comes out as it was told."""
+
+    def __init__(self, scores: Sequence[float | None]) -> None:
+        self.scores = list(scores)
+
+    def evaluate(self, weights: Weights, data: Dataset, split: str, imgsz: int | None = None) -> Metrics:
+        score = self.scores.pop(0)
+        return Metrics({}, {}, 0) if score is None else Metrics({"thing": score}, {"thing": score}, 1)
+
+
+def scored(folder: Path, **scores: Sequence[float | None]) -> LocalTransport:
+    return LocalTransport(clients(folder, {node: Scored(values) for node, values in scores.items()}))
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ({"A": [0.1, 0.9, 0.2, 0.3], "B": [0.5, 0.2, 0.5, 0.4], "C": [0.3, 0.2, 0.3, 0.4]}, 2),
+        ({"A": [0.1, 0.9, 0.2, 0.3], "B": [0.5, 0.2, 0.5, 0.4], "C": [0.9, 0.2, 0.8, 0.4]}, 3),
+        ({"A": [0.5] * 4, "B": [0.25] * 4, "C": [0.3] * 4}, 4),
+        ({"A": [0.1, 0.4, 0.4, 0.3], "B": [None] * 4, "C": [None] * 4}, 3),
+        ({"A": [None] * 4, "B": [None] * 4, "C": [None] * 4}, 4),
+    ],
+    ids=["sites count once", "tie: the later", "all the same", "sites without pictures do not count", "none has any"],
+)
+def test_the_best_round_is_kept(tmp_path: Path, scores: dict[str, Sequence[float | None]], kept: int) -> None:
+    log = Log()
+    result = hold(tmp_path / "best", transport=scored(tmp_path / "x", **scores), emit=log, rounds=4, keep="best")
+
+    until = hold(tmp_path / "last", rounds=kept)
+    assert (result.kept, result.rounds) == (kept, 4)
+    assert result.weights.value_hash == until.weights.value_hash
+    assert log.of("row_finished")[0]["kept"] == kept
+    assert bool(log.of("warning")) == (scores["A"][0] is None)
+
+
+def test_a_round_that_a_site_could_not_test_is_not_the_best(tmp_path: Path) -> None:
+    def tamper(request: Request, reply: Reply) -> list[Reply]:
+        lost = request.kind == "evaluate" and request.node_id == "C" and "-2-" in request.request_id
+        return [Reply(reply.request_id, reply.node_id, None, error="out of memory")] if lost else [reply]
+
+    nodes = scored(tmp_path / "x", A=[0.1, 0.9, 0.2], B=[0.1, 0.9, 0.2], C=[0.5, 0.9, 0.1])
+    result = hold(tmp_path, transport=Tampering(nodes, tamper), rounds=3, keep="best")
+    assert result.kept == 1
+
+
+def test_only_rounds_that_are_tested_can_be_kept(tmp_path: Path) -> None:
+    nodes = scored(tmp_path / "x", A=[0.3, 0.2], B=[0.3, 0.2], C=[0.3, 0.2])
+    assert hold(tmp_path, transport=nodes, rounds=3, every=2, keep="best").kept == 2
+    with pytest.raises(RunError, match=r"evaluate\.every was 2 and is 1"):
+        hold(tmp_path, transport=nodes, rounds=3, every=1, keep="best", resume=True)
+
+
+def test_the_personal_layers_of_the_kept_round_are_there(tmp_path: Path) -> None:
+    learners = {node: Scored([0.1, 0.9, *[0.2] * 6]) for node in "ABC"}
+    nodes, until = clients(tmp_path / "x", learners), clients(tmp_path / "y")
+    result = hold(tmp_path / "8", transport=LocalTransport(nodes), rounds=8, keep="best", personal=["bn"])
+    second = hold(tmp_path / "2", transport=LocalTransport(until), rounds=2, personal=["bn"])
+    assert result.kept == 2
+    for node in "ABC":
+        own = nodes[node].own_weights(result.weights, ["bn"], result.kept)
+        assert own.value_hash == until[node].own_weights(second.weights, ["bn"], 2).value_hash
+
+
 def test_personal_must_leave_something_to_share(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to learn together"):
         hold(tmp_path, personal=["*"])
@@ -321,8 +388,9 @@ class Killed(BaseException):
     """Ends everything at once, as a kill would."""
 
 
-def test_broken_off_at_any_call_and_resumed(tmp_path: Path) -> None:
-    unbroken = hold(tmp_path / "unbroken", **FULL)
+@pytest.mark.parametrize("options", [FULL, SCAFFOLD], ids=["fedadam", "scaffold, best round kept"])
+def test_broken_off_at_any_call_and_resumed(tmp_path: Path, options: dict[str, Any]) -> None:
+    unbroken = hold(tmp_path / "unbroken", **options)
     for call in range(20):
         folder = tmp_path / str(call)
         calls = iter(range(100))
@@ -333,9 +401,10 @@ def test_broken_off_at_any_call_and_resumed(tmp_path: Path) -> None:
             return [reply]
 
         with pytest.raises(Killed):
-            hold(folder, transport=Tampering(LocalTransport(clients(folder / "nodes")), kill), **FULL)
-        resumed = hold(folder, resume=True, **FULL)
+            hold(folder, transport=Tampering(LocalTransport(clients(folder / "nodes")), kill), **options)
+        resumed = hold(folder, resume=True, **options)
         assert resumed.weights.value_hash == unbroken.weights.value_hash, f"differs after call {call}"
+        assert resumed.kept == unbroken.kept
 
 
 @pytest.mark.parametrize("call", [2, 6, 8])
@@ -373,6 +442,7 @@ class Vast:
         plan: FitPlan,
         progress: ProgressCallback = silent,
         state_folder: Path | None = None,
+        control: Control | None = None,
     ) -> Update:
         return Update(Weights({"w": np.full(200_000, 0.5)}), Weights({}), 1)
 

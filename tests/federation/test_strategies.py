@@ -22,7 +22,9 @@ from manyeyes.federation.strategies import (
     FedAvgM,
     FedProx,
     FedYogi,
+    Mean,
     Merge,
+    Scaffold,
     State,
     Strategy,
     build_strategy,
@@ -61,7 +63,7 @@ def test_server_optimisers_equal_flowers(ours: Strategy, theirs: Any, monkeypatc
     state: State = {}
     for round in range(1, 7):
         delta = Weights({name: rng.normal(scale=0.1, size=array.shape) for name, array in weights.items()})
-        weights, state = ours.step(weights, delta, state)
+        weights, state = ours.step(weights, Mean(delta), state)
         reference = flower_step(theirs, reference, delta, round, monkeypatch)
         for name, array in weights.items():
             np.testing.assert_allclose(array, reference[name], rtol=0, atol=1e-6)
@@ -84,14 +86,14 @@ def test_fedavg_moves_by_the_mean_and_fedprox_asks_for_the_term() -> None:
     weights = Weights({"w": np.array([1.0, 2.0]), "frozen": np.array([5.0])})
     delta = Weights({"w": np.array([0.5, -1.0])})
 
-    moved, state = FedAvg(0.5).step(weights, delta, {})
+    moved, state = FedAvg(0.5).step(weights, Mean(delta), {})
     assert moved["w"].tolist() == [1.25, 1.5]
     assert moved["frozen"].tolist() == [5.0]
     assert not state
 
     proximal = FedProx(mu=0.3, server_lr=0.5)
     assert proximal.plan(PLAN).proximal_mu == 0.3
-    assert proximal.step(weights, delta, {})[0].value_hash == moved.value_hash
+    assert proximal.step(weights, Mean(delta), {})[0].value_hash == moved.value_hash
     assert FedAvg().plan(PLAN).proximal_mu == 0
 
 
@@ -103,10 +105,28 @@ def test_fedavg_moves_by_the_mean_and_fedprox_asks_for_the_term() -> None:
         ({"name": "fedavgm", "server_momentum": 0.5}, FedAvgM(1.0, 0.5)),
         ({"name": "fedadam", "beta1": 0.8}, FedAdam(0.01, 0.8, 0.99, 0.001)),
         ({"name": "fedyogi", "tau": 0.1}, FedYogi(0.01, 0.9, 0.99, 0.1)),
+        ({"name": "scaffold", "server_lr": 0.7}, Scaffold(0.7)),
     ],
 )
 def test_sections_become_strategies(section: Any, strategy: Strategy) -> None:
-    assert build_strategy(FederationSection.model_validate({"strategy": section}).strategy) == strategy
+    federation = FederationSection.model_validate({"strategy": section, "weighting": "equal"})
+    assert build_strategy(federation.strategy) == strategy
+
+
+def test_scaffold_moves_its_control_variate_by_the_share_of_nodes_that_answered() -> None:
+    weights = Weights({"w": np.array([1.0, 2.0]), "frozen": np.array([5.0])})
+    trained = weights.select(lambda name: name == "w")
+    strategy = Scaffold(0.5)
+    assert strategy.control(trained, {}, 4)["w"].tolist() == [0.0, 0.0]
+
+    delta, change = Weights({"w": np.array([2.0, 4.0])}), Weights({"w": np.array([1.0, -2.0])})
+    moved, state = strategy.step(weights, Mean(delta, control=change, num_updates=3), {})
+    assert moved["w"].tolist() == [2.0, 4.0]
+    assert strategy.control(trained, state, 4)["w"].tolist() == [0.75, -1.5]
+
+    # A fifth node joins with a control variate of zero: the mean over five.
+    _, state = strategy.step(moved, Mean(delta, control=change, num_updates=1), state)
+    assert strategy.control(trained, state, 5)["w"].tolist() == pytest.approx([4 / 5, -8 / 5])
 
 
 finite = st.floats(-1e3, 1e3, width=32)
@@ -134,7 +154,8 @@ def test_any_order_gives_the_same_bits(values: list[tuple[Any, Any, Any, int]]) 
         merge = Merge(norm_weights())
         for one in order:
             merge.add(one)
-        hashes.add(tuple(part.value_hash for part in merge.result()))
+        mean = merge.result()
+        hashes.add((mean.delta.value_hash, mean.buffers.value_hash))
     assert len(hashes) == 1
 
 
@@ -148,7 +169,7 @@ def test_statistics_are_pooled_as_if_all_samples_were_one(offset: float) -> None
         batches = np.array([100 - count])
         statistics = {"running_mean": x.mean(axis=0), "running_var": x.var(axis=0)}
         merge.add(update(np.zeros(3), len(x), num_batches_tracked=batches, **statistics))
-    _, buffers = merge.result()
+    buffers = merge.result().buffers
 
     together = np.concatenate(samples)
     np.testing.assert_allclose(buffers["norm.running_mean"], together.mean(axis=0), rtol=1e-6)
@@ -163,8 +184,7 @@ def test_a_small_node_counts_by_its_pictures_or_like_any_other(weighting: Any, e
     merge = Merge(norm_weights(), weighting)
     merge.add(update([1.0, 1.0, 1.0], 17))
     merge.add(update([3.0, 3.0, 3.0], 3))
-    delta, _ = merge.result()
-    np.testing.assert_allclose(delta["w"], expected, rtol=1e-6)
+    np.testing.assert_allclose(merge.result().delta["w"], expected, rtol=1e-6)
 
 
 def test_equal_nodes_with_a_tiny_variance_keep_it() -> None:
@@ -172,16 +192,16 @@ def test_equal_nodes_with_a_tiny_variance_keep_it() -> None:
     merge = Merge(before)
     for n in (1, 3, 7):
         merge.add(update(np.zeros(3), n, running_mean=np.full(3, 1e4), running_var=np.full(3, 1e-7)))
-    _, buffers = merge.result()
+    buffers = merge.result().buffers
     np.testing.assert_allclose(buffers["norm.running_var"], 1e-7, rtol=1e-6)
 
 
 def test_frozen_normalisation_stays_out_of_the_merge() -> None:
     merge = Merge(norm_weights())
     merge.add(update([1.0, 2.0, 3.0]))
-    delta, buffers = merge.result()
-    assert delta["w"].tolist() == [1.0, 2.0, 3.0]
-    assert not buffers
+    mean = merge.result()
+    assert mean.delta["w"].tolist() == [1.0, 2.0, 3.0]
+    assert not mean.buffers
 
 
 def test_a_refused_update_leaves_the_merge_as_it_was() -> None:
@@ -191,7 +211,7 @@ def test_a_refused_update_leaves_the_merge_as_it_was() -> None:
     with pytest.raises(UpdateRefusedError, match="too large"):
         merge.add(update([5.0, 5.0, 5.0], 2, running_mean=np.full(3, 1e30), **statistics))
 
-    delta, buffers = merge.result()
+    delta, buffers = merge.result().delta, merge.result().buffers
     assert delta["w"].tolist() == [1.0, 1.0, 1.0]
     assert buffers["norm.running_var"].tolist() == [1.0, 1.0, 1.0]
     assert merge.num_updates == 1

@@ -293,6 +293,68 @@ def test_the_optimiser_is_torchs_own(name: str, momentum: float) -> None:
     assert_close(fit(net(eval_norm=True), asked), dict(reference.state_dict()))
 
 
+CORRECTION = {"head.weight": np.full((2, 4), 0.3, np.float32), "head.bias": np.array([0.5, -2.0], np.float32)}
+
+
+def corrected(name: str, gradient: Tensor) -> Tensor:
+    return gradient + torch.from_numpy(CORRECTION[name]) if name in CORRECTION else gradient
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_correction_is_added_once_a_step_before_clipping(accumulate: int) -> None:
+    model, source = net(eval_norm=True), Source(plan())
+    reference = copy.deepcopy(model)
+    answer = criterion(reference(source.images), source.part(range(12)))
+    (12 * answer.total / answer.normaliser).backward()
+    gradients = {name: corrected(name, p.grad) for name, p in reference.named_parameters() if p.grad is not None}
+    norm = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
+    expected = {name: -0.01 * g * 0.7 / norm for name, g in gradients.items()}
+    assert norm > 0.7
+    assert_close(step_of(model, plan(clip_norm=0.7, accumulate=accumulate), correction=CORRECTION), expected)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_sum_of_the_steps_gives_the_mean_gradient_back(momentum: float) -> None:
+    """−Δ/S without the correction is the mean of the session's gradients, weighted by how far each was followed."""
+    steps, asked = 7, {"momentum": momentum, "schedule": "linear", "final_lr": 0.2, "warmup_epochs": 3, "lr": 0.02}
+    model, session = net(eval_norm=True), plan(steps=steps, **asked)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    gradients: list[dict[str, Tensor]] = []
+
+    def watched(outputs: Tensor, batch: Batch) -> LossParts:
+        answer = criterion(outputs, batch)
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        of_step = torch.autograd.grad(12 * answer.total / answer.normaliser, parameters, retain_graph=True)
+        gradients.append(dict(zip(names, of_step, strict=True)))
+        return answer
+
+    result = train(model, watched, Source(session), session, device=CPU, correction=CORRECTION)
+
+    # Nesterov: a step is lr (g + β m) with m ← β m + g, so gradient s is followed by lr_s + Σ_{t≥s} lr_t β^(t−s+1).
+    rates = [learning_rate(session.train, step / steps) * min(1, (step + 1) / 4) for step in range(steps)]
+    shares = [rates[s] + sum(rates[t] * momentum ** (t - s + 1) for t in range(s, steps)) for s in range(steps)]
+    shares = shares if momentum else rates
+    assert result.step_sum == pytest.approx(sum(shares))
+    moved = {name: p.detach() - before[name] for name, p in model.named_parameters()}
+    for name, delta in moved.items():
+        mean = sum(share * g[name] for share, g in zip(shares, gradients, strict=True)) / sum(shares)
+        torch.testing.assert_close(-delta / result.step_sum, corrected(name, mean), rtol=1e-4, atol=1e-5)
+
+
+def test_a_correction_of_what_is_not_trained_is_refused() -> None:
+    model = net()
+    model.block.requires_grad_(False)
+    for name in ("block.0.weight", "block.1.running_mean", "neck.weight"):
+        with pytest.raises(RunError, match=f"correction for '{name}', which is not trained"):
+            fit(model, plan(), correction={name: np.zeros(4, np.float32)})
+
+
+def test_a_correction_of_zero_changes_nothing() -> None:
+    zero = {name: np.zeros_like(term) for name, term in CORRECTION.items()}
+    asked = plan(steps=3, momentum=0.9, weight_decay=0.1, clip_norm=1.0)
+    assert same_bits(fit(net(), asked), fit(net(), asked, correction=zero))
+
+
 def constant_loss(outputs: Tensor, batch: Batch) -> LossParts:
     total = outputs.sum() * 0.0
     return LossParts(total, torch.ones(()), {"loss": total})
@@ -496,3 +558,59 @@ def test_bf16_trains_close_to_fp32_with_weights_kept_in_fp32() -> None:
 
 def test_threads_are_those_asked_for() -> None:
     assert pin_threads(1) == torch.get_num_threads() == 1
+
+
+# -- what an optimiser remembers --------------------------------------------------------------------------------------
+
+
+def session_with(model: nn.Module, asked: FitPlan, state: Any) -> Any:
+    pin_threads(1)
+    return train(model, criterion, Source(asked), asked, device=CPU, optimizer_state=state).optimizer_state
+
+
+@pytest.mark.parametrize("optimizer", [{"optimizer": "adamw", "momentum": 0.9}, {"momentum": 0.9}])
+def test_two_sessions_that_remember_are_one_long_session(optimizer: dict[str, Any]) -> None:
+    long, short = net(eval_norm=True), net(eval_norm=True)
+    fit(long, plan(steps=6, **optimizer))
+    state = session_with(short, plan(steps=4, **optimizer), {})
+    session_with(short, plan(steps=2, round=1, rounds=2, **optimizer), state)
+    assert_close(dict(short.state_dict()), dict(long.state_dict()))
+
+
+def test_without_memory_a_session_begins_anew() -> None:
+    asked = {"optimizer": "adamw", "momentum": 0.9}
+    forgetful, remembering = net(eval_norm=True), net(eval_norm=True)
+    assert session_with(forgetful, plan(steps=4, **asked), None) == {}
+    state = session_with(remembering, plan(steps=4, **asked), {})
+    assert same_bits(dict(forgetful.state_dict()), dict(remembering.state_dict()))
+    session_with(forgetful, plan(steps=1, round=1, rounds=2, **asked), None)
+    session_with(remembering, plan(steps=1, round=1, rounds=2, **asked), state)
+    assert not same_bits(dict(forgetful.state_dict()), dict(remembering.state_dict()))
+
+
+def test_an_optimiser_that_begins_in_a_later_round_warms_up() -> None:
+    """A node that joins late must not shake the model with steps of an optimiser that does not know its scale yet."""
+    asked = {"optimizer": "adamw", "momentum": 0.9, "steps": 1, "warmup_epochs": 9.0, "round": 3, "rounds": 9}
+
+    def moved(state: Any) -> float:
+        model = net(eval_norm=True)
+        before = model.head.weight.detach().clone()
+        session_with(model, plan(**asked), state)
+        return float((model.head.weight.detach() - before).abs().max())
+
+    known = session_with(net(eval_norm=True), plan(**{**asked, "round": 0}), {})
+    assert moved({}) == pytest.approx(0.1 * moved(None), rel=1e-3)
+    assert moved(known) > 5 * moved({})
+
+
+def test_a_state_of_other_tensors_is_not_taken() -> None:
+    asked = plan(steps=2, round=1, rounds=2, optimizer="adamw", momentum=0.9)
+    state = dict(session_with(net(), asked, {}))
+    misshapen = {key: array[:1] if array.ndim else array for key, array in state.items()}
+    headless = {key: array for key, array in state.items() if "head" not in key}
+    fresh = net()
+    session_with(fresh, asked, {})
+    for wrong in (misshapen, headless):
+        model = net()
+        session_with(model, asked, wrong)
+        assert same_bits(dict(model.state_dict()), dict(fresh.state_dict()))

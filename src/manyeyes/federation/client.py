@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import numpy as np
+
 from manyeyes.datasets.sample import Dataset
-from manyeyes.errors import ConfigError, ProtocolError
+from manyeyes.errors import ConfigError, ProtocolError, WeightsError
 from manyeyes.federation.batchnorm import batchnorm_names
 from manyeyes.federation.messages import (
     EVALUATE,
@@ -19,14 +21,17 @@ from manyeyes.federation.messages import (
     update_reply,
 )
 from manyeyes.federation.transport import Record, Request
-from manyeyes.learners.learner import Learner, ProgressCallback, silent
-from manyeyes.weights import Update, Weights, load_weights, save_weights
+from manyeyes.learners.learner import Control, FitPlan, Learner, ProgressCallback, silent
+from manyeyes.weights import Update, Weights, add, load_weights, save_weights
 
 __all__ = ["Client", "expand_personal"]
 
 # The server keeps two checkpoints. Resumed from the older one, it asks again for the round before the last, and the
 # node must then start from what it had before that round.
 _KEPT_STATES = 3
+
+_PERSONAL = "personal"
+_CONTROL = "control"
 
 
 def expand_personal(patterns: Sequence[str], template_names: Iterable[str]) -> frozenset[str]:
@@ -64,7 +69,8 @@ class Client:
         node_id: its name in the federation.
         learner: trains and tests.
         data: the node's own pictures; only read.
-        state_folder: where its personal tensors are kept from round to round; one folder a node and a run.
+        state_folder: where its personal tensors and its control variate are kept from round to round; one folder a
+            node and a run.
     """
 
     def __init__(self, node_id: str, learner: Learner, data: Dataset, state_folder: Path) -> None:
@@ -101,28 +107,32 @@ class Client:
             WeightsError: the node's state cannot be read or is of another model.
         """
         names = expand_personal(personal, weights)
-        earlier = [path for index, path in self._states() if index < round]
+        earlier = [path for index, path in self._states(_PERSONAL) if index < round]
         if not names or not earlier:
             return weights
         return weights.replace(load_weights(earlier[-1])[0].select(names.__contains__))
 
     def _fit(self, record: Record, progress: ProgressCallback) -> Record:
-        weights, plan = read_fit_request(record, self.learner.template.weights)
+        weights, plan, server_control = read_fit_request(record, self.learner.template.weights)
         if plan.node_id != self.node_id:
             raise ProtocolError(f"a plan for node {plan.node_id!r} reached node {self.node_id!r}")
         before = self.own_weights(weights, plan.personal, plan.round)
+        control = Control(server_control, self._own_control(server_control, plan)) if server_control else None
         started = time.monotonic()
-        update = self.learner.fit(before, self.data, plan, progress, self.state_folder)
+        update = self.learner.fit(before, self.data, plan, progress, self.state_folder, control)
         seconds = round(time.monotonic() - started, 3)
         personal = expand_personal(plan.personal, weights)
-        if personal:
-            self._keep(before, update, personal, plan.round)
         shared = Update(
             update.delta.select(lambda name: name not in personal),
             update.buffers.select(lambda name: name not in personal),
             update.num_examples,
             {"seconds": seconds, **update.metrics},
+            update.control,
         )
+        if control:
+            self._keep_control(control, shared, plan)
+        if personal:
+            self._keep_personal(before, update, personal, plan)
         return update_reply(shared, self.learner.template.form_hash)
 
     def _evaluate(self, record: Record) -> Record:
@@ -131,20 +141,45 @@ class Client:
         metrics = self.learner.evaluate(own, self.data, plan.split, plan.imgsz)
         return metrics_reply(metrics, self.learner.template.form_hash)
 
-    def _keep(self, before: Weights, update: Update, personal: frozenset[str], round: int) -> None:
+    def _keep_personal(self, before: Weights, update: Update, personal: frozenset[str], plan: FitPlan) -> None:
         trained = {name: before[name] + delta for name, delta in update.delta.items() if name in personal}
         buffers = {name: array for name, array in update.buffers.items() if name in personal}
-        save_weights(self._state_path(round), {**trained, **buffers})
-        past = [path for index, path in self._states() if index <= round]
-        # States of later rounds belong to a run that was thrown away or is being repeated.
-        future = [path for index, path in self._states() if index > round]
-        for path in past[:-_KEPT_STATES] + future:
-            path.unlink()
+        save_weights(self._state_path(_PERSONAL, plan.round), {**trained, **buffers})
+        past = [index for index, _ in self._states(_PERSONAL) if index <= plan.round]
+        of_kept = [index for index in past if index < (plan.kept or 0)]
+        self._remove_all_but(_PERSONAL, past[-_KEPT_STATES:] + of_kept[-1:])
 
-    def _state_path(self, round: int) -> Path:
-        return self.state_folder / f"personal-{round:06d}.safetensors"
+    def _own_control(self, server: Weights, plan: FitPlan) -> Weights:
+        """c_i as it was after the last round that the server counts: what came of other rounds never entered its c.
 
-    def _states(self) -> list[tuple[int, Path]]:
-        """Index of the round that made it, and file, of every state kept; oldest first."""
-        paths = sorted(self.state_folder.glob("personal-*.safetensors"))
-        return [(int(path.stem.removeprefix("personal-")), path) for path in paths]
+        Raises:
+            WeightsError: it is no longer there, cannot be read, or is of other tensors.
+        """
+        if plan.last_merged < 0:
+            return Weights({name: np.zeros_like(array) for name, array in server.items()})
+        path = self._state_path(_CONTROL, plan.last_merged)
+        kept = load_weights(path)[0]
+        if kept.select(server.__contains__).form_hash != server.form_hash:
+            raise WeightsError("the control variate is not of the tensors that are trained", file=path)
+        return kept
+
+    def _keep_control(self, control: Control, update: Update, plan: FitPlan) -> None:
+        if not control.server.keys() == update.control.keys() == update.delta.keys():
+            raise ProtocolError("the control variate is not of the tensors that are trained and shared")
+        save_weights(self._state_path(_CONTROL, plan.round), add(control.node, update.control))
+        # Two that were merged, for two checkpoints of the server, and the one that may yet be.
+        merged = [index for index, _ in self._states(_CONTROL) if index <= plan.last_merged]
+        self._remove_all_but(_CONTROL, [*merged[-2:], plan.round])
+
+    def _remove_all_but(self, kind: str, needed: Sequence[int]) -> None:
+        for index, path in self._states(kind):
+            if index not in needed:
+                path.unlink()
+
+    def _state_path(self, kind: str, round: int) -> Path:
+        return self.state_folder / f"{kind}-{round:06d}.safetensors"
+
+    def _states(self, kind: str) -> list[tuple[int, Path]]:
+        """Index of the round that made it, and file, of every state of a kind that is kept; oldest first."""
+        paths = sorted(self.state_folder.glob(f"{kind}-*.safetensors"))
+        return [(int(path.stem.removeprefix(f"{kind}-")), path) for path in paths]

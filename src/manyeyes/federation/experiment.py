@@ -24,7 +24,7 @@ from manyeyes.config import FedAvgSection, FederationSection, RunConfig, TrainSe
 from manyeyes.datasets import Dataset, Problem, Sample, check_decodable, load_dataset, raise_problem
 from manyeyes.datasets.classes import pool, relabel, union_names
 from manyeyes.datasets.detections import Detections
-from manyeyes.errors import DataError, Interrupted, RunError
+from manyeyes.errors import ConfigError, DataError, Interrupted, RunError
 from manyeyes.federation.checkpoint import check_same_settings
 from manyeyes.federation.client import Client, expand_personal
 from manyeyes.federation.local import LocalTransport
@@ -148,7 +148,7 @@ class Experiment:
 
         Raises:
             RunError: the folder holds a run and `resume` is False, or the run was begun with other settings.
-            ConfigError: `federation.personal` names no tensor.
+            ConfigError: `federation.personal` names no tensor, or no site has pictures to choose the best round by.
             ResourceError: a batch cannot fit.
             DataError: a site's class ids look swapped, or no site has test pictures.
         """
@@ -164,6 +164,12 @@ class Experiment:
         if not any(data.split("test") for data in self.sites.values()):
             raise DataError(
                 "no site has test pictures, so nothing could be compared", cure="Give sites a `test` split."
+            )
+        if self.config.federation.keep == "best" and not any(data.split("val") for data in self.sites.values()):
+            raise ConfigError(
+                "no site has validation pictures to tell which round is best",
+                key="federation.keep",
+                cure="Give sites a `val` split, or keep the last round.",
             )
         expand_personal(self.config.federation.personal, self.learner.template.weights)
         self.learner.check_batch_fits(self.config.train)
@@ -212,9 +218,9 @@ class Experiment:
         if tested.exists():
             return
         if row == "untrained":
-            result = RowResult(self.learner.template.weights, 0, 0, 0.0, 0)
+            result = RowResult(self.learner.template.weights, 0, 0, 0.0, 0, kept=0)
             emit("row_started", nodes=[], rounds=0, resumed_from=None)
-            emit("row_finished", bytes_down=0, bytes_up=0, seconds=0.0)
+            emit("row_finished", bytes_down=0, bytes_up=0, seconds=0.0, kept=0, score=None)
             clients: dict[str, Client] = {}
         else:
             clients = self._clients(row, nodes, folder)
@@ -223,7 +229,7 @@ class Experiment:
         weights = self._own_weights(row, result, clients)
         metrics = self.learner.test_sites(weights, self.sites, "test", self.imgsz)
         for where, values in metrics.items():
-            emit("evaluated", round=result.rounds, where=where, split="test", metrics=values.to_dict())
+            emit("evaluated", round=result.kept, where=where, split="test", metrics=values.to_dict())
         self._find_in_examples(row, weights, folder)
         self.learner.save(folder / "final.safetensors", result.weights)
         self.learner.save(folder / "final.pt", result.weights)
@@ -262,7 +268,7 @@ class Experiment:
         personal = self.config.federation.personal
         if row != "together" or not personal:
             return dict.fromkeys(self.sites, result.weights)
-        return {site: clients[site].own_weights(result.weights, personal, result.rounds) for site in self.sites}
+        return {site: clients[site].own_weights(result.weights, personal, result.kept) for site in self.sites}
 
     def _stop_if_asked(self) -> None:
         signal = self.stop()
@@ -358,7 +364,9 @@ class _ProgressTeller:
 def _compared(config: RunConfig) -> dict[str, Any]:
     """The settings that must be the same in every row of a table."""
     values: dict[str, Any] = yaml.safe_load(dump_config(config))
-    for path in _FREE:
+    # With "best" it decides which rounds can be kept.
+    bound = {"evaluate.every"} if config.federation.keep == "best" else set()
+    for path in set(_FREE) - bound:
         *parents, last = path.split(".")
         section = values
         for parent in parents:

@@ -1,8 +1,10 @@
 """What requests and replies hold; the one file that knows the keys of a Record.
 
-    fit request       arrays: the global weights by name          values: protocol, template, plan (FitPlan)
+    fit request       arrays: the global weights by name,         values: protocol, template, plan (FitPlan)
+                              "control/<name>" (SCAFFOLD only)
     evaluate request  arrays: the global weights by name          values: protocol, template, plan (EvaluatePlan)
-    update            arrays: "delta/<name>", "buffer/<name>"     values: protocol, template, num_examples, metrics
+    update            arrays: "delta/<name>", "buffer/<name>",    values: protocol, template, num_examples, metrics
+                              "control/<name>" (SCAFFOLD only)
     metrics           no arrays                                   values: protocol, template, metrics (Metrics)
 
 `template` is the form hash of the model both sides must share. Nothing that arrives is believed: every reader checks
@@ -39,12 +41,13 @@ __all__ = [
     "update_reply",
 ]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 FIT = "fit"
 EVALUATE = "evaluate"
 
 _DELTA = "delta/"
 _BUFFER = "buffer/"
+_CONTROL = "control/"
 _MAX_EXAMPLES = 2**24
 _MAX_METRICS = 64
 _MAX_NAME = 200
@@ -71,20 +74,29 @@ class EvaluatePlan(BaseModel):
     personal: tuple[str, ...] = ()
 
 
-def fit_request(weights: Weights, plan: FitPlan, template_hash: str) -> Record:
-    """Ask for a round of training. The record refers to the arrays of `weights`, so many requests cost one copy."""
-    return Record(weights, {**_header(template_hash), "plan": plan.model_dump(mode="json")})
+def fit_request(
+    weights: Weights, plan: FitPlan, template_hash: str, control: Mapping[str, Array] | None = None
+) -> Record:
+    """Ask for a round of training; `control` is the server's control variate, if the strategy has one.
+
+    The record refers to the arrays it is given, so many requests cost one copy.
+    """
+    controls = {f"{_CONTROL}{name}": array for name, array in (control or {}).items()}
+    return Record({**weights, **controls}, {**_header(template_hash), "plan": plan.model_dump(mode="json")})
 
 
-def read_fit_request(record: Record, template: Weights) -> tuple[Weights, FitPlan]:
-    """The inverse of `fit_request`, at the node.
+def read_fit_request(record: Record, template: Weights) -> tuple[Weights, FitPlan, Weights]:
+    """The inverse of `fit_request`, at the node; the control variate is empty if none was sent.
 
     Raises:
         ProtocolError: another protocol version or form of model, or a plan this version does not understand.
         UpdateRefusedError: a tensor is missing, unknown, of another shape or type, or not finite.
     """
     _check_header(record, template)
-    return _read_weights(record, template), _read_plan(record, FitPlan)
+    control = _with_prefix(record, _CONTROL)
+    _check_part(control, template, control.keys(), "the control variate")
+    weights = {name: array for name, array in record.arrays.items() if not name.startswith(_CONTROL)}
+    return _read_weights(weights, template), _read_plan(record, FitPlan), Weights(control)
 
 
 def evaluate_request(weights: Weights, plan: EvaluatePlan, template_hash: str) -> Record:
@@ -95,19 +107,24 @@ def evaluate_request(weights: Weights, plan: EvaluatePlan, template_hash: str) -
 def read_evaluate_request(record: Record, template: Weights) -> tuple[Weights, EvaluatePlan]:
     """The inverse of `evaluate_request`, at the node; raises as `read_fit_request`."""
     _check_header(record, template)
-    return _read_weights(record, template), _read_plan(record, EvaluatePlan)
+    return _read_weights(record.arrays, template), _read_plan(record, EvaluatePlan)
 
 
 def update_reply(update: Update, template_hash: str) -> Record:
     """Answer a fit request."""
     arrays = {f"{_DELTA}{name}": array for name, array in update.delta.items()}
     arrays |= {f"{_BUFFER}{name}": array for name, array in update.buffers.items()}
+    arrays |= {f"{_CONTROL}{name}": array for name, array in update.control.items()}
     values = {"num_examples": update.num_examples, "metrics": dict(update.metrics)}
     return Record(arrays, {**_header(template_hash), **values})
 
 
 def read_update(
-    record: Record, template: Weights, delta_names: Collection[str], buffer_names: Collection[str]
+    record: Record,
+    template: Weights,
+    delta_names: Collection[str],
+    buffer_names: Collection[str],
+    control_names: Collection[str] = (),
 ) -> Update:
     """The inverse of `update_reply`, at the server.
 
@@ -116,6 +133,7 @@ def read_update(
         template: names, shapes and types of the model's tensors.
         delta_names: exactly the trained tensors the update must hold.
         buffer_names: exactly the buffers it must hold.
+        control_names: exactly the tensors whose control variates' change it must hold.
 
     Raises:
         ProtocolError: another protocol version or form of model, or a value that is missing.
@@ -125,14 +143,16 @@ def read_update(
     _check_header(record, template)
     delta = _with_prefix(record, _DELTA)
     buffers = _with_prefix(record, _BUFFER)
-    if len(delta) + len(buffers) != len(record.arrays):
-        raise UpdateRefusedError("the update holds arrays that are neither deltas nor buffers")
-    for arrays, names, what in ((delta, delta_names, "the update"), (buffers, buffer_names, "the update's buffers")):
-        check_same_form(arrays, {name: template[name] for name in template if name in names}, what=what)
-        check_finite(arrays, what=what)
+    control = _with_prefix(record, _CONTROL)
+    if len(delta) + len(buffers) + len(control) != len(record.arrays):
+        raise UpdateRefusedError("the update holds arrays that are neither deltas nor buffers nor control variates")
+    _check_part(delta, template, delta_names, "the update")
+    _check_part(buffers, template, buffer_names, "the update's buffers")
+    _check_part(control, template, control_names, "the update's control variate")
     _check_variances(buffers)
     metrics = _read_numbers(_value(record, "metrics"))
-    return Update(Weights(delta), Weights(buffers), _read_num_examples(_value(record, "num_examples")), metrics)
+    num_examples = _read_num_examples(_value(record, "num_examples"))
+    return Update(Weights(delta), Weights(buffers), num_examples, metrics, Weights(control))
 
 
 def metrics_reply(metrics: Metrics, template_hash: str) -> Record:
@@ -194,11 +214,17 @@ def _value(record: Record, key: str) -> Any:
     return values[key]
 
 
-def _read_weights(record: Record, template: Weights) -> Weights:
-    check_same_form(record.arrays, template, what="the global model")
-    check_finite(record.arrays, what="the global model")
+def _read_weights(arrays: Mapping[str, Array], template: Weights) -> Weights:
+    check_same_form(arrays, template, what="the global model")
+    check_finite(arrays, what="the global model")
     # A safetensors buffer sorts its tensors; learners see them in the order of the model.
-    return Weights({name: record.arrays[name] for name in template})
+    return Weights({name: arrays[name] for name in template})
+
+
+def _check_part(arrays: Mapping[str, Array], template: Weights, names: Collection[str], what: str) -> None:
+    """Refuse arrays that are not exactly the tensors `names` of the template, or not finite."""
+    check_same_form(arrays, template.select(names.__contains__), what=what)
+    check_finite(arrays, what=what)
 
 
 def _read_plan(record: Record, kind: type[_Plan]) -> _Plan:

@@ -13,13 +13,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from manyeyes.config import EvaluateSection, FederationSection, TrainSection
 from manyeyes.errors import ConfigError, Interrupted, ProtocolError, RunError, UpdateRefusedError, WeightsError
-from manyeyes.federation.checkpoint import RoundState, Totals, check_same_settings, load_checkpoint, save_checkpoint
+from manyeyes.federation.checkpoint import (
+    Best,
+    RoundState,
+    Totals,
+    check_same_settings,
+    load_checkpoint,
+    save_checkpoint,
+)
 from manyeyes.federation.client import expand_personal
 from manyeyes.federation.membership import sample_cohort
 from manyeyes.federation.messages import (
@@ -35,7 +43,7 @@ from manyeyes.federation.strategies import Merge, build_strategy
 from manyeyes.federation.transport import Record, Reply, Request, Transport
 from manyeyes.learners.learner import FitPlan, Metrics, Template
 from manyeyes.report.runlog import Emit
-from manyeyes.weights import Update, Weights, check_finite
+from manyeyes.weights import Weights, check_finite
 
 __all__ = ["Expected", "HeldOut", "RowResult", "Stop", "never", "run_rounds"]
 
@@ -62,10 +70,11 @@ class RowResult:
     """What a run of rounds ends with.
 
     Attributes:
-        weights: the global weights after the last round.
+        weights: the global weights of the round that is kept.
         bytes_up, bytes_down: from and to the nodes, over all rounds.
         seconds: of all rounds, those before a resume included.
         rounds: rounds finished.
+        kept: the round whose weights these are; 0 for those a run starts from.
     """
 
     weights: Weights
@@ -73,6 +82,7 @@ class RowResult:
     bytes_down: int
     seconds: float
     rounds: int
+    kept: int
 
 
 def run_rounds(
@@ -97,7 +107,9 @@ def run_rounds(
         transport: reaches the nodes.
         template: the model and the weights the run starts from.
         train: what a node does in a round.
-        federation: rounds, cohort, strategy, personal tensors, deadline (for training and for testing each).
+        federation: rounds, cohort, strategy, personal tensors, deadline (for training and for testing each), and
+            whether the last or the best round is kept. The best has the highest mean mAP50 over the nodes, each counted
+            once, on their "val" pictures; of equal ones the later.
         evaluate: how often the global model is tested on the nodes' "val" pictures; always after the last round.
         seed: seed of the run; cohorts and the nodes' draws depend on it.
         expected: what an update must hold, from the learner; no node is asked for it.
@@ -119,9 +131,19 @@ def run_rounds(
     emit("row_started", nodes=list(transport.nodes()), rounds=federation.rounds, resumed_from=resumed_from)
     while state.round < federation.rounds:
         state = run.hold(state)
-    totals = state.totals
-    emit("row_finished", bytes_down=totals.bytes_down, bytes_up=totals.bytes_up, seconds=round(totals.seconds, 3))
-    return RowResult(state.weights, totals.bytes_up, totals.bytes_down, totals.seconds, state.round)
+    totals, best = state.totals, state.best
+    if federation.keep == "best" and best is None:
+        emit("warning", reason="no round was tested on validation pictures by every node, so the last one is kept")
+    weights, kept = (best.weights, best.round) if best else (state.weights, state.round)
+    emit(
+        "row_finished",
+        bytes_down=totals.bytes_down,
+        bytes_up=totals.bytes_up,
+        seconds=round(totals.seconds, 3),
+        kept=kept,
+        score=best.score if best else None,
+    )
+    return RowResult(weights, totals.bytes_up, totals.bytes_down, totals.seconds, state.round, kept)
 
 
 class _Rounds:
@@ -176,7 +198,12 @@ class _Rounds:
                 cure="Resume it, or choose another name.",
             )
         check_same_settings(saved.settings, settings)
-        return replace(saved, weights=Weights({name: saved.weights[name] for name in self.template.weights}))
+        best = saved.best and replace(saved.best, weights=self._ordered(saved.best.weights))
+        return replace(saved, weights=self._ordered(saved.weights), best=best)
+
+    def _ordered(self, weights: Weights) -> Weights:
+        """A file sorts its tensors; learners see them in the order of the model."""
+        return Weights({name: weights[name] for name in self.template.weights})
 
     def hold(self, state: RoundState) -> RoundState:
         """One round; the state it returns is on disk."""
@@ -188,19 +215,27 @@ class _Rounds:
             self.transport.nodes(), self.federation.fraction, self.federation.min_nodes, self.plan.seed, state.round
         )
         self.emit("round_started", round=number, cohort=list(cohort))
-        merge = self._collect(state, cohort)
+        merge, merged = self._collect(state, cohort)
         watch.lap("fit")
         weights, strategy_state = self._step(state, merge)
         watch.lap("merge")
-        if number % self.evaluate.every == 0 or number == self.federation.rounds:
-            self._evaluate(weights, number)
+        tested = number % self.evaluate.every == 0 or number == self.federation.rounds
+        score = self._evaluate(weights, number) if tested else None
+        best = self._better(state.best, weights, number, score)
         watch.lap("evaluate")
-        after = RoundState(weights, strategy_state, number, self._totals(state, watch), state.settings)
+        last_merged = {**state.last_merged, **dict.fromkeys(merged, state.round)}
+        totals = self._totals(state, watch)
+        after = RoundState(weights, strategy_state, number, totals, state.settings, last_merged, best)
         save_checkpoint(self.folder, after)
         watch.lap("checkpoint")
         seconds = {**watch.laps, "total": round(watch.total(), 3)}
         self.emit("round_finished", round=number, bytes_down=self.bytes_down, bytes_up=self.bytes_up, seconds=seconds)
         return after
+
+    def _better(self, best: Best | None, weights: Weights, number: int, score: float | None) -> Best | None:
+        if self.federation.keep == "last" or score is None or (best and score < best.score):
+            return best
+        return Best(weights, number, score)
 
     def _totals(self, state: RoundState, watch: _Stopwatch) -> Totals:
         before = state.totals
@@ -208,20 +243,25 @@ class _Rounds:
             before.bytes_up + self.bytes_up, before.bytes_down + self.bytes_down, before.seconds + watch.total()
         )
 
-    def _collect(self, state: RoundState, cohort: Sequence[str]) -> Merge:
-        """Ask the cohort to train and merge every good update as it arrives."""
+    def _collect(self, state: RoundState, cohort: Sequence[str]) -> tuple[Merge, list[str]]:
+        """Ask the cohort to train and merge every good update as it arrives; returns also whose they were."""
         merge = Merge(state.weights, self.federation.weighting)
+        merged: list[str] = []
         refused: dict[str, str] = {}
         number = state.round + 1
         started = time.monotonic()
-        for reply in self._ask(FIT, self._fit_requests(state, cohort), number):
+        control = self._control(state)
+        for reply in self._ask(FIT, self._fit_requests(state, cohort, control), number):
             try:
-                update = self._read_update(reply)
+                update = read_update(
+                    _record_of(reply), self.template.weights, self.delta_names, self.buffer_names, control.keys()
+                )
                 merge.add(update)
             except (ProtocolError, UpdateRefusedError) as error:
                 refused[reply.node_id] = str(error)
                 self.emit("update_refused", round=number, node=reply.node_id, reason=str(error))
                 continue
+            merged.append(reply.node_id)
             self.emit(
                 "update_received",
                 round=number,
@@ -232,17 +272,22 @@ class _Rounds:
                 metrics=update.metrics,
             )
         self._check_enough(merge.num_updates, refused, number)
-        return merge
+        return merge, merged
 
-    def _fit_requests(self, state: RoundState, cohort: Sequence[str]) -> dict[str, Record]:
-        plan = self.plan.model_copy(update={"round": state.round})
+    def _control(self, state: RoundState) -> Weights:
+        """The server's control variate; who once took part counts even if it cannot be reached now."""
+        nodes = {*state.last_merged, *self.transport.nodes()}
+        trained = state.weights.select(self.delta_names.__contains__)
+        return self.strategy.control(trained, state.strategy, len(nodes))
+
+    def _fit_requests(self, state: RoundState, cohort: Sequence[str], control: Weights) -> dict[str, Record]:
+        kept = state.best.round if state.best else None
+        plan = self.plan.model_copy(update={"round": state.round, "kept": kept})
+        of_node = {node: {"node_id": node, "last_merged": state.last_merged.get(node, -1)} for node in cohort}
         return {
-            node: fit_request(state.weights, plan.model_copy(update={"node_id": node}), self.form_hash)
-            for node in cohort
+            node: fit_request(state.weights, plan.model_copy(update=update), self.form_hash, control)
+            for node, update in of_node.items()
         }
-
-    def _read_update(self, reply: Reply) -> Update:
-        return read_update(_record_of(reply), self.template.weights, self.delta_names, self.buffer_names)
 
     def _check_enough(self, good: int, refused: Mapping[str, str], number: int) -> None:
         if good >= self.federation.min_nodes:
@@ -255,11 +300,11 @@ class _Rounds:
         )
 
     def _step(self, state: RoundState, merge: Merge) -> tuple[Weights, Mapping[str, Any]]:
-        mean_delta, buffers = merge.result()
+        mean = merge.result()
         # What overflows here is found and named right after.
         with np.errstate(over="ignore", invalid="ignore"):
-            weights, strategy_state = self.strategy.step(state.weights, mean_delta, state.strategy)
-        weights = weights.replace(buffers)
+            weights, strategy_state = self.strategy.step(state.weights, mean, state.strategy)
+        weights = weights.replace(mean.buffers)
         try:
             check_finite(weights, what="the merged model")
         except UpdateRefusedError as error:
@@ -269,22 +314,32 @@ class _Rounds:
             ) from error
         return weights, strategy_state
 
-    def _evaluate(self, weights: Weights, number: int) -> None:
-        """Ask every node to test the new global model on its validation pictures, and test it on those held out."""
+    def _evaluate(self, weights: Weights, number: int) -> float | None:
+        """Ask every node to test the new global model on its validation pictures, and test it on those held out.
+
+        Returns the mean of mAP50 over the nodes that have validation pictures with objects; None if there is no such
+        node, or if a node gave no answer: means over other sites than in another round are not comparable.
+        """
         imgsz = self.evaluate.imgsz or self.plan.train.imgsz
         plan = EvaluatePlan(split="val", imgsz=imgsz, round=number, personal=self.plan.personal)
         record = evaluate_request(weights, plan, self.form_hash)
         records = dict.fromkeys(self.transport.nodes(), record)
+        scores: list[float] = []
+        answered = 0
         for reply in self._ask(EVALUATE, records, number):
             try:
                 metrics = self._read_metrics(reply)
             except (ProtocolError, UpdateRefusedError) as error:
                 self.emit("warning", round=number, node=reply.node_id, reason=f"could not test the model: {error}")
                 continue
+            answered += 1
+            if metrics.ap50:
+                scores.append(metrics.map50)
             self.emit("evaluated", round=number, where=reply.node_id, split="val", metrics=metrics.to_dict())
         if self.held_out:
             metrics = self.held_out(weights)
             self.emit("evaluated", round=number, where="mixed", split="val", metrics=metrics.to_dict())
+        return fmean(scores) if scores and answered == len(records) else None
 
     def _read_metrics(self, reply: Reply) -> Metrics:
         return read_metrics(_record_of(reply), self.template.weights, self.template.names)
@@ -352,7 +407,7 @@ class _Rounds:
     def _settings(self) -> dict[str, Any]:
         """What the resulting bits depend on; where and how fast it is computed is left out."""
         rounds = self.federation.model_dump(
-            mode="json", include={"rounds", "fraction", "min_nodes", "strategy", "weighting", "personal"}
+            mode="json", include={"rounds", "fraction", "min_nodes", "strategy", "weighting", "personal", "keep"}
         )
         train = self.plan.train.model_dump(mode="json", exclude={"device", "threads"})
         model = {
@@ -360,7 +415,10 @@ class _Rounds:
             "names": list(self.template.names),
             "weights": self.template.weights.value_hash,
         }
-        return {"seed": self.plan.seed, "model": model, "train": train, "federation": rounds}
+        settings = {"seed": self.plan.seed, "model": model, "train": train, "federation": rounds}
+        if self.federation.keep == "best":
+            settings["evaluate"] = self.evaluate.model_dump(mode="json", include={"every", "imgsz"})
+        return settings
 
 
 class _Stopwatch:

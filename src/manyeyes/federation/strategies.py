@@ -1,6 +1,6 @@
 """Strategies: what a round asks of the nodes and how the server steps on the mean of their updates.
 
-A strategy is a value. `step` takes the weights, the weighted mean of the deltas and the strategy's state, and returns
+A strategy is a value. `step` takes the weights, the mean of the round's updates and the strategy's state, and returns
 new weights and new state; the state is a mapping of arrays, so that a checkpoint can hold it. Only trained tensors pass
 through it: BatchNorm's statistics are pooled (`batchnorm.py`) and never stepped, because a momentum can drive a
 variance below zero.
@@ -10,9 +10,10 @@ Symbols: Δ the mean delta (after − before), η `server_lr`, m the first and v
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,51 +24,93 @@ from manyeyes.config import (
     FedAvgSection,
     FedProxSection,
     FedYogiSection,
+    ScaffoldSection,
     StrategySection,
 )
 from manyeyes.federation.batchnorm import moments, pool
 from manyeyes.learners.learner import FitPlan
 from manyeyes.weights import ExactMean, Update, Weights, add
 
-__all__ = ["FedAdam", "FedAvg", "FedAvgM", "FedProx", "FedYogi", "Merge", "State", "Strategy", "build_strategy"]
+__all__ = [
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
+    "FedProx",
+    "FedYogi",
+    "Mean",
+    "Merge",
+    "Scaffold",
+    "State",
+    "Strategy",
+    "build_strategy",
+]
 
 Array = NDArray[Any]
 State = Mapping[str, Array]
 
+_CONTROL = "control/"
 
-class Strategy(Protocol):
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """What the updates of a round come to.
+
+    Attributes:
+        delta: mean of the deltas; trained tensors only.
+        buffers: BatchNorm's statistics pooled, counters as they are; never stepped.
+        control: plain mean of the changes of the nodes' control variates; empty unless the strategy is SCAFFOLD.
+        num_updates: how many there were.
+    """
+
+    delta: Weights
+    buffers: Weights = field(default_factory=lambda: Weights({}))
+    control: Weights = field(default_factory=lambda: Weights({}))
+    num_updates: int = 1
+
+
+class Strategy(ABC):
     """Asks and steps."""
 
-    def plan(self, plan: FitPlan) -> FitPlan:
-        """What the nodes are asked to do, given what every strategy would ask."""
+    __slots__ = ()
 
-    def step(self, weights: Weights, mean_delta: Weights, state: State) -> tuple[Weights, State]:
-        """The weights of the next round.
+    def plan(self, plan: FitPlan) -> FitPlan:
+        """What the nodes are asked to do, given what every strategy would ask; by default nothing beyond it."""
+        return plan
+
+    def control(self, trained: Weights, state: State, num_nodes: int) -> Weights:
+        """The server's control variate, sent beside the weights; by default none.
+
+        Args:
+            trained: the trained tensors that are shared.
+            state: what the last step returned; empty in the first round.
+            num_nodes: nodes of the federation, whether they are asked in this round or not.
+        """
+        return Weights({})
+
+    @abstractmethod
+    def step(self, weights: Weights, mean: Mean, state: State) -> tuple[Weights, State]:
+        """The weights of the next round, and the state after this one.
 
         Args:
             weights: all tensors the round began with.
-            mean_delta: the mean of the nodes' deltas weighted by num_examples; trained tensors only.
+            mean: what the round's updates come to.
             state: what the last step returned; empty in the first round.
         """
 
 
 @dataclass(frozen=True, slots=True)
-class FedAvg:
+class FedAvg(Strategy):
     """Weighted mean: w ← w + η Δ (McMahan et al. 2017, arXiv:1602.05629)."""
 
     server_lr: float = 1.0
 
-    def plan(self, plan: FitPlan) -> FitPlan:
-        """Nothing beyond plain local training."""
-        return plan
-
-    def step(self, weights: Weights, mean_delta: Weights, state: State) -> tuple[Weights, State]:
+    def step(self, weights: Weights, mean: Mean, state: State) -> tuple[Weights, State]:
         """w + η Δ."""
-        return _move(weights, mean_delta, lambda name, delta: self.server_lr * delta), state
+        return _move(weights, mean.delta, lambda name, delta: self.server_lr * delta), state
 
 
 @dataclass(frozen=True, slots=True)
-class FedProx:
+class FedProx(Strategy):
     """FedAvg whose nodes minimise loss + μ/2 · ‖w − w_global‖² (Li et al. 2020, arXiv:1812.06127)."""
 
     mu: float = 0.01
@@ -77,32 +120,28 @@ class FedProx:
         """Local training with the proximal term."""
         return plan.model_copy(update={"proximal_mu": self.mu})
 
-    def step(self, weights: Weights, mean_delta: Weights, state: State) -> tuple[Weights, State]:
+    def step(self, weights: Weights, mean: Mean, state: State) -> tuple[Weights, State]:
         """w + η Δ."""
-        return FedAvg(self.server_lr).step(weights, mean_delta, state)
+        return FedAvg(self.server_lr).step(weights, mean, state)
 
 
 @dataclass(frozen=True, slots=True)
-class FedAvgM:
+class FedAvgM(Strategy):
     """Server momentum: m ← β m + Δ, w ← w + η m (Hsu et al. 2019, arXiv:1909.06335)."""
 
     server_lr: float = 1.0
     server_momentum: float = 0.9
 
-    def plan(self, plan: FitPlan) -> FitPlan:
-        """Nothing beyond plain local training."""
-        return plan
-
-    def step(self, weights: Weights, mean_delta: Weights, state: State) -> tuple[Weights, State]:
+    def step(self, weights: Weights, mean: Mean, state: State) -> tuple[Weights, State]:
         """One step of SGD with momentum, without Nesterov's look-ahead."""
         momentum = _moment(
-            "momentum", mean_delta, state, lambda m, delta: self.server_momentum * m + delta.astype(np.float64)
+            "momentum", mean.delta, state, lambda m, delta: self.server_momentum * m + delta.astype(np.float64)
         )
-        return _move(weights, mean_delta, lambda name, _: self.server_lr * momentum[f"momentum/{name}"]), momentum
+        return _move(weights, mean.delta, lambda name, _: self.server_lr * momentum[f"momentum/{name}"]), momentum
 
 
 @dataclass(frozen=True, slots=True)
-class FedAdam:
+class FedAdam(Strategy):
     """Adaptive server optimiser (Reddi et al. 2021, arXiv:2003.00295, algorithm 2).
 
     m ← β1 m + (1 − β1) Δ,   v ← β2 v + (1 − β2) Δ²,   w ← w + η_t m / (√v + τ)
@@ -116,22 +155,18 @@ class FedAdam:
     beta2: float = 0.99
     tau: float = 0.001
 
-    def plan(self, plan: FitPlan) -> FitPlan:
-        """Nothing beyond plain local training."""
-        return plan
-
-    def step(self, weights: Weights, mean_delta: Weights, state: State) -> tuple[Weights, State]:
+    def step(self, weights: Weights, mean: Mean, state: State) -> tuple[Weights, State]:
         """One step of Adam on the mean delta."""
         steps = int(state["steps"][0]) + 1 if "steps" in state else 1
         rate = self.server_lr * np.sqrt(1 - self.beta2 ** (steps + 1)) / (1 - self.beta1 ** (steps + 1))
-        first = _moment("first", mean_delta, state, lambda m, d: self.beta1 * m + (1 - self.beta1) * d)
-        second = _moment("second", mean_delta, state, lambda v, d: self.beta2 * v + (1 - self.beta2) * np.square(d))
-        moved = _move(weights, mean_delta, lambda name, _: _adaptive(first, second, name, float(rate), self.tau))
+        first = _moment("first", mean.delta, state, lambda m, d: self.beta1 * m + (1 - self.beta1) * d)
+        second = _moment("second", mean.delta, state, lambda v, d: self.beta2 * v + (1 - self.beta2) * np.square(d))
+        moved = _move(weights, mean.delta, lambda name, _: _adaptive(first, second, name, float(rate), self.tau))
         return moved, {**first, **second, "steps": np.array([steps], dtype=np.int64)}
 
 
 @dataclass(frozen=True, slots=True)
-class FedYogi:
+class FedYogi(Strategy):
     """Adaptive server optimiser with Yogi's second moment (Reddi et al. 2021, arXiv:2003.00295, algorithm 2).
 
     m ← β1 m + (1 − β1) Δ,   v ← v − (1 − β2) Δ² sign(v − Δ²),   w ← w + η m / (√v + τ)
@@ -144,20 +179,41 @@ class FedYogi:
     beta2: float = 0.99
     tau: float = 0.001
 
-    def plan(self, plan: FitPlan) -> FitPlan:
-        """Nothing beyond plain local training."""
-        return plan
-
-    def step(self, weights: Weights, mean_delta: Weights, state: State) -> tuple[Weights, State]:
+    def step(self, weights: Weights, mean: Mean, state: State) -> tuple[Weights, State]:
         """One step of Yogi on the mean delta."""
-        first = _moment("first", mean_delta, state, lambda m, d: self.beta1 * m + (1 - self.beta1) * d)
-        second = _moment("second", mean_delta, state, self._second)
-        moved = _move(weights, mean_delta, lambda name, _: _adaptive(first, second, name, self.server_lr, self.tau))
+        first = _moment("first", mean.delta, state, lambda m, d: self.beta1 * m + (1 - self.beta1) * d)
+        second = _moment("second", mean.delta, state, self._second)
+        moved = _move(weights, mean.delta, lambda name, _: _adaptive(first, second, name, self.server_lr, self.tau))
         return moved, {**first, **second}
 
     def _second(self, v: Array, delta: Array) -> Array:
         square = np.square(delta)
         return np.asarray(v - (1 - self.beta2) * square * np.sign(v - square))
+
+
+@dataclass(frozen=True, slots=True)
+class Scaffold(Strategy):
+    """FedAvg whose nodes correct their drift (Karimireddy et al. 2020, arXiv:1910.06378, algorithm 1).
+
+    A node follows g + c − c_i (`learners.learner.Control`), where c_i is the gradient it last had and c the mean of all
+    c_i; then w ← w + η Δ and c ← c + |S|/N · mean(Δc_i) over the |S| of N nodes whose updates came. The state is Σ c_i,
+    of which every node's share is c: a node that joins has c_i = 0, and c is at once the mean with it.
+    """
+
+    server_lr: float = 1.0
+
+    def control(self, trained: Weights, state: State, num_nodes: int) -> Weights:
+        """c, zero in the first round."""
+        return Weights({name: _control_sum(state, name, array) / num_nodes for name, array in trained.items()})
+
+    def step(self, weights: Weights, mean: Mean, state: State) -> tuple[Weights, State]:
+        """w + η Δ, and Σ c_i moved by what its nodes' moved."""
+        moved, _ = FedAvg(self.server_lr).step(weights, mean, state)
+        sums = {
+            f"{_CONTROL}{name}": _control_sum(state, name, change) + np.float32(mean.num_updates) * change
+            for name, change in mean.control.items()
+        }
+        return moved, sums
 
 
 def build_strategy(section: StrategySection) -> Strategy:
@@ -173,6 +229,8 @@ def build_strategy(section: StrategySection) -> Strategy:
             return FedAdam(section.server_lr, section.beta1, section.beta2, section.tau)
         case FedYogiSection():
             return FedYogi(section.server_lr, section.beta1, section.beta2, section.tau)
+        case ScaffoldSection():
+            return Scaffold(section.server_lr)
 
 
 class Merge:
@@ -199,22 +257,26 @@ class Merge:
         """
         deltas = {f"delta/{name}": array for name, array in update.delta.items()}
         buffers = {f"buffer/{name}": array for name, array in moments(update.buffers, self._before).items()}
-        self._mean.add({**deltas, **buffers}, 1 if self._equal else update.num_examples)
+        controls = {f"{_CONTROL}{name}": array for name, array in update.control.items()}
+        self._mean.add({**deltas, **buffers, **controls}, 1 if self._equal else update.num_examples)
         for name, array in update.buffers.items():
             if array.dtype.kind != "f":
                 self._counters[name] = np.maximum(self._counters.get(name, array), array)
         self.num_updates += 1
 
-    def result(self) -> tuple[Weights, Weights]:
-        """The mean delta of the trained tensors, and the pooled buffers; float32, counters as they are.
+    def result(self) -> Mean:
+        """What the updates come to; float32.
 
         Raises:
             WeightsError: nothing was added.
         """
         mean = self._mean.result()
-        deltas = {name.removeprefix("delta/"): array for name, array in mean.items() if name.startswith("delta/")}
-        floats = {name.removeprefix("buffer/"): array for name, array in mean.items() if name.startswith("buffer/")}
-        return Weights(deltas), Weights({**pool(floats, self._before), **self._counters})
+
+        def of(prefix: str) -> dict[str, Array]:
+            return {name.removeprefix(prefix): array for name, array in mean.items() if name.startswith(prefix)}
+
+        buffers = {**pool(of("buffer/"), self._before), **self._counters}
+        return Mean(Weights(of("delta/")), Weights(buffers), Weights(of(_CONTROL)), self.num_updates)
 
 
 def _move(weights: Weights, mean_delta: Weights, step: Callable[[str, Array], Array]) -> Weights:
@@ -231,6 +293,10 @@ def _moment(
         after = update(before.astype(np.float64), delta.astype(np.float64))
         moved[f"{kind}/{name}"] = np.asarray(after, dtype=np.float32)
     return moved
+
+
+def _control_sum(state: State, name: str, like: Array) -> Array:
+    return state.get(f"{_CONTROL}{name}", np.zeros(like.shape, dtype=np.float32))
 
 
 def _adaptive(first: State, second: State, name: str, rate: float, tau: float) -> Array:

@@ -21,7 +21,7 @@ from manyeyes.errors import DataError, ResourceError
 from manyeyes.learners import yolo
 from manyeyes.learners.average_precision import average_precision, box_iou
 from manyeyes.learners.batches import AugmentedBatches
-from manyeyes.learners.learner import FitPlan, Metrics, ProgressCallback, Template, silent
+from manyeyes.learners.learner import Control, FitPlan, Metrics, ProgressCallback, Template, silent
 from manyeyes.learners.models import layer_of, module_of, put, save_model, take
 from manyeyes.learners.pictures import Picture, PictureCache
 from manyeyes.learners.training import (
@@ -78,6 +78,7 @@ class DetectorLearner:
         plan: FitPlan,
         progress: ProgressCallback = silent,
         state_folder: Path | None = None,
+        control: Control | None = None,
     ) -> Update:
         """Train on the training pictures; see `Learner.fit`.
 
@@ -93,7 +94,15 @@ class DetectorLearner:
         undo = self._checkpointing(module) if plan.train.gradient_checkpointing else None
         source = AugmentedBatches(samples, self._class_ids(data), len(self.template.names), self._pictures, plan)
         try:
-            result = train(module, yolo.DetectionCriterion(module), source, plan, device=device, progress=progress)
+            result = train(
+                module,
+                yolo.DetectionCriterion(module),
+                source,
+                plan,
+                device=device,
+                correction=control.correction if control else None,
+                progress=progress,
+            )
         finally:
             if undo:
                 undo()
@@ -101,12 +110,9 @@ class DetectorLearner:
         delta_names, buffer_names = self.expected_tensors(plan)
         metrics = {f"loss_{name}" if name != "loss" else "loss": value for name, value in result.losses.items()}
         metrics |= {"images_per_second": result.images_per_second, "seconds": result.seconds}
-        return Update(
-            subtract(after.select(delta_names.__contains__), weights),
-            after.select(buffer_names.__contains__),
-            len(samples),
-            metrics,
-        )
+        delta = subtract(after.select(delta_names.__contains__), weights)
+        change = control.change(delta, result.step_sum) if control else Weights({})
+        return Update(delta, after.select(buffer_names.__contains__), len(samples), metrics, change)
 
     def evaluate(self, weights: Weights, data: Dataset, split: str, imgsz: int | None = None) -> Metrics:
         """Average precision on one split, for the classes the site annotates; see `Learner.evaluate`."""

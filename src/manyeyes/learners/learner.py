@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from manyeyes.config import NODE_ID_PATTERN, TrainSection
 from manyeyes.datasets.sample import Dataset
-from manyeyes.weights import Update, Weights
+from manyeyes.weights import Update, Weights, subtract
 
-__all__ = ["FitPlan", "Learner", "Metrics", "Progress", "ProgressCallback", "Template", "silent"]
+__all__ = ["Control", "FitPlan", "Learner", "Metrics", "Progress", "ProgressCallback", "Template", "silent"]
 
 
 class FitPlan(BaseModel):
@@ -26,6 +27,8 @@ class FitPlan(BaseModel):
         seed: seed of the run; what a node draws depends on (seed, round, node_id) alone.
         proximal_mu: strength of FedProx's proximal term; 0 for none.
         personal: patterns of tensor names that are trained but stay at the node.
+        kept: rounds finished when the weights were made that are the best so far; None where the last are kept.
+        last_merged: index of the last round in which the server merged an update of this node; -1 for none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -37,6 +40,43 @@ class FitPlan(BaseModel):
     node_id: str = Field("node", pattern=NODE_ID_PATTERN)
     proximal_mu: float = Field(0.0, ge=0)
     personal: tuple[str, ...] = ()
+    kept: int | None = Field(None, ge=0)
+    last_merged: int = Field(-1, ge=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """The control variates of SCAFFOLD at a node, and what a session makes of them.
+
+    Source: Karimireddy et al. 2020, arXiv:1910.06378, algorithm 1 with option II. Each step follows g + c − c_i in
+    place of the gradient g, and afterwards c_i is the mean of the session's own gradients.
+
+    Attributes:
+        server: c by tensor; the trained tensors that are shared.
+        node: c_i, same names.
+    """
+
+    server: Weights
+    node: Weights
+
+    @property
+    def correction(self) -> Weights:
+        """c − c_i, added to the gradient of each step."""
+        return subtract(self.server, self.node)
+
+    def change(self, delta: Weights, step_sum: float) -> Weights:
+        """c_i⁺ − c_i = −c − Δ/S after a session that followed the correction.
+
+        The paper's S is K η, for K steps of plain SGD at rate η. Here S is the distance that a constant gradient of
+        one would have gone: any SGD is linear in its gradients, so −Δ/S is their mean, weighted by how far each was
+        followed. For plain SGD at a constant rate this is the paper's; a momentum β makes S about K η/(1 − β).
+
+        Args:
+            delta: after − before of what was trained; what `server` does not name is passed over.
+            step_sum: S.
+        """
+        mean = {name: -array / np.float32(step_sum) for name, array in delta.items() if name in self.server}
+        return subtract(mean, self.server)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +191,7 @@ class Learner(Protocol):
         class MeanLearner:
             template = Template("mean", ("thing",), Weights({"w": np.zeros(1)}))
 
-            def fit(self, weights, data, plan, progress=silent, state_folder=None):
+            def fit(self, weights, data, plan, progress=silent, state_folder=None, control=None):
                 n = len(data.split("train"))
                 return Update(Weights({"w": np.full(1, n) - weights["w"]}), Weights({}), num_examples=n)
 
@@ -170,6 +210,7 @@ class Learner(Protocol):
         plan: FitPlan,
         progress: ProgressCallback = silent,
         state_folder: Path | None = None,
+        control: Control | None = None,
     ) -> Update:
         """Train from `weights` on the training pictures; `weights` are not changed.
 
@@ -183,6 +224,8 @@ class Learner(Protocol):
             progress: told how far the fit is; may raise to stop it.
             state_folder: where the node keeps what outlives a round; the learner may keep there what it would
                 otherwise compute again. None: nothing is kept.
+            control: if given, its correction is added to the gradient of each step, and the update's `control` is its
+                change.
         """
 
     def evaluate(self, weights: Weights, data: Dataset, split: str, imgsz: int | None = None) -> Metrics:

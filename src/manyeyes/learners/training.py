@@ -21,12 +21,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -279,6 +280,7 @@ class TrainResult:
         seconds: wall time, the first batch included.
         images_per_second: after the first step, whose time is set-up.
         steps: optimiser steps.
+        step_sum: distance that a constant gradient of one would have gone; 0 unless a correction was given.
     """
 
     losses: dict[str, float]
@@ -286,6 +288,7 @@ class TrainResult:
     seconds: float
     images_per_second: float
     steps: int
+    step_sum: float = 0.0
 
 
 def train(
@@ -296,6 +299,7 @@ def train(
     *,
     device: torch.device,
     extra_loss: ExtraLoss | None = None,
+    correction: Mapping[str, NDArray[np.float32]] | None = None,
     progress: ProgressCallback = silent,
 ) -> TrainResult:
     """Train a model in place for one session.
@@ -308,14 +312,17 @@ def train(
         plan: epochs or steps, schedule, optimiser, precision, seed, round.
         device: where the model lies.
         extra_loss: added to each step's loss; FedProx's proximal term is added by itself when the plan asks for it.
+        correction: added to the gradient of each step, by name of the trained parameter, before it is clipped: at the
+            common optimum the corrected gradients vanish, the nodes' own do not and, clipped, would balance elsewhere.
         progress: called about twice a second and at the end of each epoch; may raise to stop.
 
     Raises:
-        RunError: there are no pictures, or the loss is no longer finite.
+        RunError: there are no pictures, a correction is for a tensor that is not trained, or the loss is no longer
+            finite.
     """
     session = Session.of(plan, source.num_examples)
     torch.manual_seed(int(session_seed(plan).generate_state(1)[0]))
-    stepper = _Stepper(model, criterion, session, device, _joined(model, plan, extra_loss))
+    stepper = _Stepper(model, criterion, session, device, _joined(model, plan, extra_loss), correction)
     meter = _Meter(session, progress)
     batches = source.batches(session)
     try:
@@ -328,7 +335,7 @@ def train(
         if close:
             close()
     stepper.finish()
-    return meter.result()
+    return replace(meter.result(), step_sum=stepper.step_sum)
 
 
 def _joined(model: nn.Module, plan: FitPlan, extra_loss: ExtraLoss | None) -> ExtraLoss | None:
@@ -362,6 +369,7 @@ class _Stepper:
         session: Session,
         device: torch.device,
         extra_loss: ExtraLoss | None,
+        correction: Mapping[str, NDArray[np.float32]] | None,
     ) -> None:
         self.model, self.criterion, self.session, self.device = model, criterion, session, device
         self.train = session.plan.train
@@ -371,6 +379,7 @@ class _Stepper:
         self.optimizer = _make_optimizer(model, self.train)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.average = _Average(model, self.train.ema) if self.train.ema else None
+        self.drift = _DriftCorrection(model, correction, self.optimizer, device) if correction else None
         self.optimizer.zero_grad(set_to_none=True)
 
     def set_learning_rate(self, step: int) -> None:
@@ -418,6 +427,8 @@ class _Stepper:
 
     def _update(self) -> None:
         self.scaler.unscale_(self.optimizer)
+        if self.drift:
+            self.drift.add_to_gradients()
         if self.train.clip_norm:
             nn.utils.clip_grad_norm_(self.trained, self.train.clip_norm)
         self.scaler.step(self.optimizer)
@@ -431,6 +442,11 @@ class _Stepper:
         if self.average:
             self.average.put_in_place()
 
+    @property
+    def step_sum(self) -> float:
+        """Distance that a constant gradient of one would have gone; 0 without a correction."""
+        return self.drift.step_sum if self.drift else 0.0
+
 
 def _sum_gradients(sums: list[Tensor | None], loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:
     """Gradients of a loss that must not be divided by the criterion's normaliser, added to those before."""
@@ -438,6 +454,37 @@ def _sum_gradients(sums: list[Tensor | None], loss: Tensor, parameters: Sequence
     if not sums:
         return list(gradients)
     return [a if b is None else b if a is None else a + b for a, b in zip(sums, gradients, strict=True)]
+
+
+class _DriftCorrection:
+    """What SCAFFOLD adds to each gradient, and a probe that measures how far gradients have moved the model.
+
+    The probe is one more parameter of the optimiser whose gradient is always one, so schedule, momentum and steps that
+    float16 skips count for it as they do for the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        correction: Mapping[str, NDArray[np.float32]],
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+    ) -> None:
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if unknown := sorted(correction.keys() - trained.keys()):
+            raise RunError(f"there is a correction for {unknown[0]!r}, which is not trained")
+        self._terms = [(trained[name], torch.tensor(term, device=device)) for name, term in correction.items()]
+        self._probe = nn.Parameter(torch.zeros((), dtype=torch.float64, device=device))
+        optimizer.add_param_group({"params": [self._probe], "weight_decay": 0.0})
+
+    def add_to_gradients(self) -> None:
+        for parameter, term in self._terms:
+            parameter.grad = term.clone() if parameter.grad is None else parameter.grad.add_(term)
+        self._probe.grad = torch.ones_like(self._probe)
+
+    @property
+    def step_sum(self) -> float:
+        return -float(self._probe.detach())
 
 
 class _Average:

@@ -31,6 +31,7 @@ from manyeyes.report.tables import (
     format_bytes,
     format_points,
     format_seconds,
+    kept_rounds,
     model_label,
     summarise,
 )
@@ -242,7 +243,8 @@ def _table_section(summary: Summary) -> str:
     if not rows:
         return ""
     missing = [row.model for row in summary.rows if not row.mixed]
-    note = f"<p><small>Not tested yet: {_h(', '.join(missing))}.</small></p>" if missing else ""
+    notes = [kept_rounds(summary) or "", f"Not tested yet: {', '.join(missing)}." if missing else ""]
+    note = "".join(f"<p><small>{_h(text)}</small></p>" for text in notes if text)
     wide = len(summary.names) > CLASSES_IN_MAIN_TABLE
     names = () if wide else summary.names
     head = ["model", *(f"{name} AP50" for name in names), "mAP50", "mAP50-95", "vs best alone", "time"]
@@ -406,8 +408,9 @@ def _what_left(events: Sequence[Event], summary: Summary) -> str:
     others = total - sum(int(e["bytes"]) for e in updates)
     rest = f" Answers with test results make up the other {format_bytes(others)}." if others > 0 else ""
     return (
-        f"{title}<p>While training together. An update holds the changes of the model's weights and the numbers named "
-        "beside it. Pictures, boxes and file names are no part of any message.</p>"
+        f"{title}<p>While training together. An update holds the changes of the model's weights (and with SCAFFOLD "
+        "of the site's mean gradient) and the numbers named beside it. Pictures, boxes and file names are no part of "
+        "any message.</p>"
         '<div class="card scroll"><table><thead><tr><th>site</th><th>updates</th><th>bytes</th><th>each</th>'
         '<th>pictures</th><th class="words">numbers sent along</th></tr></thead>'
         f"<tbody>{body}</tbody></table></div>"

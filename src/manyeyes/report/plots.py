@@ -469,7 +469,7 @@ _PLOTS: tuple[tuple[str, str, str, Callable[[Any, _Data], bool], Callable[[_Data
     (
         "classes",
         "Each kind of object",
-        "On the test pictures of all sites, after the last round.",
+        "On the test pictures of all sites, with the weights each row ends with.",
         _draw_classes,
         _by_class,
     ),

@@ -10,13 +10,14 @@
     update_refused   round, node, reason
     evaluated        round, where ("A", …, "mixed"), split ("val", "test"), metrics (Metrics.to_dict())
     round_finished   round, bytes_down, bytes_up, seconds: {fit, merge, evaluate, checkpoint, total}
-    row_finished     bytes_down, bytes_up, seconds
+    row_finished     bytes_down, bytes_up, seconds, kept (round whose weights the row ends with), score (its mean
+                     mAP50 on the sites' validation pictures if it was kept as the best, or null)
     run_finished     summary
     warning          reason, round and node where they apply
     interrupted      signal, resume
     progress         as learners.Progress; shown, never written
 
-`round` counts from 1 here, as people count; `evaluated` after the last round with split "test" is the final test.
+`round` counts from 1 here, as people count; `evaluated` with split "test" is the final test, of the round that is kept.
 `rows` in run_started lists the rows in the order they are trained; a resumed run writes run_started once more, and
 row_started with `resumed_from` for the row that goes on, so that what it repeats counts once (`without_redone`).
 """

@@ -33,6 +33,7 @@ __all__ = [
     "format_bytes",
     "format_points",
     "format_seconds",
+    "kept_rounds",
     "model_label",
     "render_main_table",
     "summarise",
@@ -63,6 +64,7 @@ class RowSummary:
         rounds_done, rounds: rounds that were finished, and that were asked for (None: not known).
         seconds: time spent on it, over all sessions of a resumed run, without the pauses between them.
         bytes_up, bytes_down: on the wire, from and to all nodes.
+        kept: the round its weights are of, where the best on validation pictures was kept; None: the last.
     """
 
     row: str
@@ -72,6 +74,7 @@ class RowSummary:
     seconds: float
     bytes_up: int
     bytes_down: int
+    kept: int | None = None
 
     @property
     def model(self) -> str:
@@ -207,6 +210,7 @@ class Summary:
             "ap": dict(mixed.ap),
             "num_images": mixed.num_images,
             "rounds": row.rounds_done,
+            "kept": row.kept,
             "seconds": round(row.seconds, 3),
             "bytes_up": row.bytes_up,
             "bytes_down": row.bytes_down,
@@ -259,6 +263,14 @@ def format_points(difference: float) -> str:
     return f"{sign}{abs(tenths) / 10:.1f}"
 
 
+def kept_rounds(summary: Summary) -> str | None:
+    """A sentence on the round each row's weights are of; None if every row ends with its last."""
+    kept = [f"{row.model} round {row.kept} of {row.rounds_done}" for row in summary.rows if row.kept is not None]
+    if not kept:
+        return None
+    return f"Kept is the round with the best mean mAP50 on the sites' validation pictures: {', '.join(kept)}."
+
+
 def summarise(events: Iterable[Event]) -> Summary:
     """Sum up a run from its events, as `read_runlog` gives them; an interrupted run is summed up as far as it came."""
     raw = list(events)
@@ -308,6 +320,8 @@ def render_main_table(summary: Summary, console: Console) -> None:
     console.print(_main_table(summary, () if wide else summary.names))
     if wide:
         console.print(_class_table(summary))
+    if kept := kept_rounds(summary):
+        console.print(kept, markup=False, highlight=False)
     missing = [row.model for row in summary.rows if not row.mixed]
     if missing:
         console.print(f"Not tested, because the run did not come that far: {', '.join(missing)}.", markup=False)
@@ -359,6 +373,7 @@ def _summarise_row(name: str, events: Sequence[Event], seconds: float) -> RowSum
     }
     started = next((e for e in reversed(events) if e["event"] == "row_started"), {})
     rounds = {e["round"]: e for e in events if e["event"] == "round_finished"}
+    finished = next((e for e in reversed(events) if e["event"] == "row_finished"), {})
     return RowSummary(
         row=name,
         tests=tests,
@@ -367,6 +382,7 @@ def _summarise_row(name: str, events: Sequence[Event], seconds: float) -> RowSum
         seconds=seconds,
         bytes_up=_bytes(events, rounds, "bytes_up"),
         bytes_down=_bytes(events, rounds, "bytes_down"),
+        kept=None if finished.get("score") is None else finished["kept"],
     )
 
 
