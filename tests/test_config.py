@@ -174,6 +174,8 @@ def test_a_set_option_that_leads_nowhere_is_refused(tmp_path: Path, override: st
         ({"train": {"lr": float("nan")}}, "train.lr: Input should be a finite number, got nan"),
         ({"train": {"momentum": float("inf")}}, "train.momentum"),
         ({"train": {"freeze": 23}}, "train.freeze"),
+        ({"train": {"cache_views": 2}}, "needs freeze of at least 1"),
+        ({"train": {"cache_views": 65, "freeze": 22}}, "train.cache_views"),
         ({"train": {"device": "tpu"}}, "train.device"),
         ({"train": None}, "train"),
         ({"federation": {"rounds": 0}}, "federation.rounds"),

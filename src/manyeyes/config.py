@@ -90,13 +90,22 @@ class TrainSection(Section):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(0.005, gt=0, description="learning rate at the start")
     final_lr: float = Field(0.05, gt=0, le=1, description="share of lr that is left at the end of the last round")
+    optimizer_state: Literal["auto", "kept", "fresh"] = Field(
+        "auto", description="kept: a node's optimiser goes on where it was in its last round; auto: kept with adamw"
+    )
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum, or AdamW's beta1")
     weight_decay: float = Field(0.0005, ge=0)
-    warmup_epochs: float = Field(0.5, ge=0, description="only in the first round")
+    warmup_epochs: float = Field(0.5, ge=0, description="while an optimiser begins: in a node's first round")
     clip_norm: float | None = Field(10.0, gt=0, description="largest L2 norm of a gradient; null for none")
     ema: float | None = Field(None, gt=0, lt=1, description="decay per step of an average of the weights")
     freeze: int = Field(0, ge=0, le=22, description="leading layers that are not trained; 22 trains the head alone")
+    cache_views: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="augmented views of each picture whose frozen features are kept on disk and used again; 0: none",
+    )
     batchnorm: Literal["train", "frozen"] = Field(
         "train", description="frozen: normalise by the running statistics the session starts with, and keep them"
     )
@@ -111,9 +120,16 @@ class TrainSection(Section):
     def _parts_fill_the_batch(self) -> TrainSection:
         if self.batch % self.accumulate:
             raise ValueError(f"batch ({self.batch}) must be a multiple of accumulate ({self.accumulate})")
+        if self.cache_views and not self.freeze:
+            raise ValueError("cache_views keeps the features of frozen layers: it needs freeze of at least 1")
         if self.precision == "fp16" and not self.device.startswith("cuda"):
             raise ValueError("precision fp16 needs device cuda; use bf16 or auto on a CPU")
         return self
+
+    @property
+    def keeps_optimizer_state(self) -> bool:
+        """Whether a node's optimiser goes on where it was in its last round."""
+        return self.optimizer_state == "kept" or (self.optimizer_state == "auto" and self.optimizer == "adamw")
 
 
 class FedAvgSection(Section):
@@ -252,6 +268,11 @@ class RunConfig(Section):
             raise ValueError(
                 "federation.strategy scaffold needs train.optimizer sgd: it reads the mean gradient off how far the"
                 f" weights moved, which the scaled steps of {self.train.optimizer} do not tell"
+            )
+        if self.train.keeps_optimizer_state:
+            raise ValueError(
+                "federation.strategy scaffold needs train.optimizer_state fresh: it reads the mean gradient off how far"
+                " the weights moved, part of which would come from earlier rounds"
             )
         if self.train.ema is not None:
             raise ValueError(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -16,13 +19,14 @@ from rich.console import Console
 from manyeyes.config import load_config, parse_config
 from manyeyes.datasets import Problem
 from manyeyes.datasets.classes import pool
-from manyeyes.errors import ConfigError, DataError, RunError
+from manyeyes.errors import ConfigError, DataError, ResourceError, RunError
 from manyeyes.federation.checkpoint import load_checkpoint
 from manyeyes.federation.experiment import open_sites
 from manyeyes.federation.launch import launch
 from manyeyes.learners.detector import DetectorLearner
 from manyeyes.learners.models import open_template
 from manyeyes.report.runlog import read_runlog
+from manyeyes.report.tables import format_bytes
 from manyeyes.weights import load_weights
 
 WriteConfig = Callable[..., Path]
@@ -196,8 +200,6 @@ def test_sites_without_test_pictures_are_refused(write_config: WriteConfig, scen
 
 
 def test_skipped_problems_are_told(write_config: WriteConfig, scenes: Path, tmp_path: Path) -> None:
-    import shutil
-
     site = tmp_path / "site"
     shutil.copytree(scenes / "c_night", site)
     label = sorted((site / "labels" / "train").iterdir())[0]
@@ -233,3 +235,34 @@ def test_nothing_is_written_into_a_site_by_a_run(
     launch(config, quiet=True)
     assert state() == before
     assert isinstance(DetectorLearner(open_template(config.run_folder / "rows/together/final.pt")), DetectorLearner)
+
+
+def test_views_are_announced_before_they_are_written_and_deleted_with_their_row(write_config: WriteConfig) -> None:
+    one_site = [{"node_id": "C", "data": "c_night"}]
+    train = {"imgsz": 128, "batch": 4, "precision": "fp32", "freeze": 22, "cache_views": 1, "close_mosaic": 0.5}
+    config = load_config(write_config(sites=one_site, train=train, compare=["together", "pooled"]))
+    out = io.StringIO()
+    launch(config, console=Console(file=out, width=200))
+    events = events_of(config.run_folder)
+    kinds = [event["event"] for event in events]
+    assert kinds.index("views_planned") < kinds.index("row_started")
+    planned = events[kinds.index("views_planned")]
+    assert planned["views"] == 1
+    # Of a picture at 128 px: three levels of fp32 features, with mosaic in the first round and without in the last.
+    pictures = next(e for e in events if e["event"] == "run_started")["sites"][0]["pictures"]["train"]
+    features = 4 * (64 * 256 + 128 * 64 + 256 * 16)
+    for row in ("together", "pooled"):
+        assert 0 < planned["bytes"][row] - 2 * pictures * features < 2 * pictures * 2000
+    assert f"take up to {format_bytes(max(planned['bytes'].values()))} on the disk" in out.getvalue()
+    assert not list(config.run_folder.rglob("views-*"))
+
+
+def test_views_without_room_are_refused_before_anything_is_written(
+    write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(write_config(train={"imgsz": 128, "freeze": 22, "cache_views": 4}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**28 + 10))
+    with pytest.raises(ResourceError, match="4 views of each picture take") as caught:
+        launch(config, quiet=True)
+    assert caught.value.key == "train.cache_views"
+    assert not config.run_folder.exists()

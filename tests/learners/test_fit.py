@@ -183,3 +183,34 @@ def test_stopping_in_the_middle_leaves_the_learner_usable(
         learner.fit(template.weights, site, small_plan(gradient_checkpointing=True), stop)
     assert threading.active_count() == before
     assert learner.fit(template.weights, site, small_plan()).delta.value_hash == expected
+
+
+def test_a_node_goes_on_with_the_optimiser_of_its_last_round(
+    learner: DetectorLearner, template: Template, site: Dataset, tmp_path: Path
+) -> None:
+    def hold(folder: Path | None, rounds: int, **train: Any) -> Weights:
+        weights: Weights = template.weights
+        for index in range(rounds):
+            asked = small_plan(index, 4, optimizer="adamw", lr=0.001, **train)
+            weights = add(weights, learner.fit(weights, site, asked, state_folder=folder).delta)
+        return weights
+
+    kept = hold(tmp_path / "kept", 3)
+    assert kept.value_hash != hold(tmp_path / "fresh", 3, optimizer_state="fresh").value_hash
+    assert not (tmp_path / "fresh").exists()
+
+    hold(tmp_path / "resumed", 2)
+    last = learner.fit(
+        hold(tmp_path / "again", 2),
+        site,
+        small_plan(2, 4, optimizer="adamw", lr=0.001),
+        state_folder=tmp_path / "resumed",
+    )
+    again = learner.fit(
+        hold(tmp_path / "again", 2),
+        site,
+        small_plan(2, 4, optimizer="adamw", lr=0.001),
+        state_folder=tmp_path / "resumed",
+    )
+    assert last.delta.value_hash == again.delta.value_hash
+    assert add(hold(tmp_path / "again", 2), last.delta).value_hash == kept.value_hash

@@ -22,16 +22,10 @@ from manyeyes.federation.messages import (
 )
 from manyeyes.federation.transport import Record, Request
 from manyeyes.learners.learner import Control, FitPlan, Learner, ProgressCallback, silent
-from manyeyes.weights import Update, Weights, add, load_weights, save_weights
+from manyeyes.learners.round_states import RoundStates
+from manyeyes.weights import Update, Weights, add
 
 __all__ = ["Client", "expand_personal"]
-
-# The server keeps two checkpoints. Resumed from the older one, it asks again for the round before the last, and the
-# node must then start from what it had before that round.
-_KEPT_STATES = 3
-
-_PERSONAL = "personal"
-_CONTROL = "control"
 
 
 def expand_personal(patterns: Sequence[str], template_names: Iterable[str]) -> frozenset[str]:
@@ -78,6 +72,8 @@ class Client:
         self.learner = learner
         self.data = data
         self.state_folder = state_folder
+        self._personal = RoundStates(state_folder, "personal")
+        self._controls = RoundStates(state_folder, "control")
 
     def handle(self, request: Request, progress: ProgressCallback = silent) -> Record:
         """Answer a request.
@@ -107,10 +103,8 @@ class Client:
             WeightsError: the node's state cannot be read or is of another model.
         """
         names = expand_personal(personal, weights)
-        earlier = [path for index, path in self._states(_PERSONAL) if index < round]
-        if not names or not earlier:
-            return weights
-        return weights.replace(load_weights(earlier[-1])[0].select(names.__contains__))
+        own = self._personal.before(round) if names else None
+        return weights if own is None else weights.replace(own.select(names.__contains__))
 
     def _fit(self, record: Record, progress: ProgressCallback) -> Record:
         weights, plan, server_control = read_fit_request(record, self.learner.template.weights)
@@ -144,10 +138,8 @@ class Client:
     def _keep_personal(self, before: Weights, update: Update, personal: frozenset[str], plan: FitPlan) -> None:
         trained = {name: before[name] + delta for name, delta in update.delta.items() if name in personal}
         buffers = {name: array for name, array in update.buffers.items() if name in personal}
-        save_weights(self._state_path(_PERSONAL, plan.round), {**trained, **buffers})
-        past = [index for index, _ in self._states(_PERSONAL) if index <= plan.round]
-        of_kept = [index for index in past if index < (plan.kept or 0)]
-        self._remove_all_but(_PERSONAL, past[-_KEPT_STATES:] + of_kept[-1:])
+        self._personal.save(plan.round, {**trained, **buffers})
+        self._personal.forget_others(plan.round, also_before=plan.kept or 0)
 
     def _own_control(self, server: Weights, plan: FitPlan) -> Weights:
         """c_i as it was after the last round that the server counts: what came of other rounds never entered its c.
@@ -157,29 +149,17 @@ class Client:
         """
         if plan.last_merged < 0:
             return Weights({name: np.zeros_like(array) for name, array in server.items()})
-        path = self._state_path(_CONTROL, plan.last_merged)
-        kept = load_weights(path)[0]
+        kept = self._controls.load(plan.last_merged)
         if kept.select(server.__contains__).form_hash != server.form_hash:
-            raise WeightsError("the control variate is not of the tensors that are trained", file=path)
+            raise WeightsError(
+                "the control variate is not of the tensors that are trained", file=self._controls.path(plan.last_merged)
+            )
         return kept
 
     def _keep_control(self, control: Control, update: Update, plan: FitPlan) -> None:
         if not control.server.keys() == update.control.keys() == update.delta.keys():
             raise ProtocolError("the control variate is not of the tensors that are trained and shared")
-        save_weights(self._state_path(_CONTROL, plan.round), add(control.node, update.control))
+        self._controls.save(plan.round, add(control.node, update.control))
         # Two that were merged, for two checkpoints of the server, and the one that may yet be.
-        merged = [index for index, _ in self._states(_CONTROL) if index <= plan.last_merged]
-        self._remove_all_but(_CONTROL, [*merged[-2:], plan.round])
-
-    def _remove_all_but(self, kind: str, needed: Sequence[int]) -> None:
-        for index, path in self._states(kind):
-            if index not in needed:
-                path.unlink()
-
-    def _state_path(self, kind: str, round: int) -> Path:
-        return self.state_folder / f"{kind}-{round:06d}.safetensors"
-
-    def _states(self, kind: str) -> list[tuple[int, Path]]:
-        """Index of the round that made it, and file, of every state of a kind that is kept; oldest first."""
-        paths = sorted(self.state_folder.glob(f"{kind}-*.safetensors"))
-        return [(int(path.stem.removeprefix(f"{kind}-")), path) for path in paths]
+        merged = [index for index in self._controls.rounds() if index <= plan.last_merged]
+        self._controls.keep_only([*merged[-2:], plan.round])

@@ -69,6 +69,12 @@ class TestableLearner(Learner, Protocol):
     def check_batch_fits(self, plan: TrainSection) -> None:
         """Refuse a batch that cannot fit into memory."""
 
+    def check_views_fit(self, rows: Mapping[str, Sequence[Dataset]], plan: FitPlan, folder: Path) -> dict[str, int]:
+        """Refuse views that the disk has no room for; the bytes that those of each row will take."""
+
+    def forget(self, folder: Path) -> None:
+        """Delete below a folder what `fit` kept there to save time."""
+
     def check_labels(self, site: str, data: Dataset, imgsz: int) -> None:
         """Refuse a site whose class ids are swapped."""
 
@@ -149,7 +155,7 @@ class Experiment:
         Raises:
             RunError: the folder holds a run and `resume` is False, or the run was begun with other settings.
             ConfigError: `federation.personal` names no tensor, or no site has pictures to choose the best round by.
-            ResourceError: a batch cannot fit.
+            ResourceError: a batch cannot fit into the memory, or the views on the disk.
             DataError: a site's class ids look swapped, or no site has test pictures.
         """
         kept = self.folder / CONFIG_FILE
@@ -173,6 +179,7 @@ class Experiment:
             )
         expand_personal(self.config.federation.personal, self.learner.template.weights)
         self.learner.check_batch_fits(self.config.train)
+        self._view_bytes()
         if not trust_labels:
             for site, data in self.sites.items():
                 self.learner.check_labels(site, data, self.imgsz)
@@ -190,6 +197,9 @@ class Experiment:
         write_atomically(self.folder / CONFIG_FILE, dump_config(self.config))
         rows = self._rows()
         log.emit("run_started", **self._description(rows))
+        view_bytes = self._view_bytes()
+        if view_bytes:
+            log.emit("views_planned", views=self.config.train.cache_views, bytes=view_bytes)
         try:
             for row, nodes in rows.items():
                 self._run_row(row, nodes, partial(log.emit, row=row))
@@ -233,7 +243,21 @@ class Experiment:
         self._find_in_examples(row, weights, folder)
         self.learner.save(folder / "final.safetensors", result.weights)
         self.learner.save(folder / "final.pt", result.weights)
+        self.learner.forget(folder)
         write_atomically(tested, json.dumps({where: m.to_dict() for where, m in metrics.items()}, indent=2))
+
+    def _view_bytes(self) -> dict[str, int]:
+        """Row → bytes its views will take on the disk; empty where none are kept."""
+        config = self.config
+        if not config.train.cache_views:
+            return {}
+        rows = {
+            row: [client.data for client in self._clients(row, nodes, self.folder / "rows" / row).values()]
+            for row, nodes in self._rows().items()
+            if nodes
+        }
+        plan = FitPlan(train=config.train, round=0, rounds=config.federation.rounds, seed=config.seed)
+        return self.learner.check_views_fit(rows, plan, self.folder)
 
     def _clients(self, row: str, nodes: Sequence[str], folder: Path) -> dict[str, Client]:
         if row == "pooled":

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from manyeyes.datasets.sample import Sample
 from manyeyes.learners.augmentation import Augmentation
@@ -18,9 +19,32 @@ from manyeyes.learners.learner import FitPlan
 from manyeyes.learners.pictures import Picture, PictureCache
 from manyeyes.learners.training import Batch, Session, session_seed
 
-__all__ = ["AugmentedBatches"]
+__all__ = ["AugmentedBatches", "ahead", "may_be_mosaic", "order_of"]
 
 _PREFETCH = 2
+
+
+def may_be_mosaic(session: Session, step: int) -> bool:
+    """Whether the pictures of a step may be mosaics: not in the last `close_mosaic` of the run."""
+    train = session.plan.train
+    return train.augment.mosaic > 0 and session.progress_at(step) < 1 - train.close_mosaic
+
+
+def order_of(session: Session, num_examples: int) -> Iterator[tuple[int, bool, list[NDArray[np.int64]]]]:
+    """The batches of a session as picture numbers, shuffled anew in each epoch.
+
+    Yields:
+        The epoch of the session, whether its pictures may be mosaics, and the numbers of each of `accumulate` parts.
+    """
+    train = session.plan.train
+    for epoch in range(session.epochs):
+        order = np.random.default_rng(session_seed(session.plan, epoch)).permutation(num_examples)
+        for start in range(0, num_examples, train.batch):
+            step = epoch * session.steps_per_epoch + start // train.batch
+            if step >= session.steps:
+                return
+            indices = order[start : start + train.batch]
+            yield epoch, may_be_mosaic(session, step), np.array_split(indices, min(train.accumulate, len(indices)))
 
 
 class AugmentedBatches:
@@ -53,41 +77,41 @@ class AugmentedBatches:
 
     def batches(self, session: Session) -> Iterator[Sequence[Batch]]:
         """See `BatchSource.batches`."""
-        with _ahead(self._make(session)) as batches:
+        with ahead(self._make(session)) as batches:
             yield from batches
 
+    def draw(self, index: int, *, mosaic: bool, seed: int) -> tuple[Tensor, Tensor]:
+        """One augmented picture: (3, imgsz, imgsz) uint8 RGB, and its objects (n, 5): class id, normalised xywh."""
+        view = self._augmentation.draw(index, mosaic=mosaic, seed=seed)
+        return view.image, view.objects
+
+    def targets(self, indices: NDArray[np.int64], objects: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What `yolo.DetectionCriterion` needs of pictures with these objects, as `draw` gives them."""
+        annotated = torch.zeros(len(indices), self._num_classes)
+        for row, index in zip(annotated, indices, strict=True):
+            row[sorted(self._augmentation.annotated[index])] = 1.0
+        counts = torch.tensor([len(of_picture) for of_picture in objects])
+        together = torch.cat(list(objects))
+        return {
+            "batch_idx": torch.repeat_interleave(torch.arange(len(objects)), counts).float(),
+            "cls": together[:, :1],
+            "bboxes": together[:, 1:],
+            "annotated": annotated,
+        }
+
     def _make(self, session: Session) -> Iterator[Sequence[Batch]]:
-        train = self._plan.train
-        for epoch in range(session.epochs):
-            order = np.random.default_rng(session_seed(self._plan, epoch)).permutation(self.num_examples)
-            for start in range(0, self.num_examples, train.batch):
-                step = epoch * session.steps_per_epoch + start // train.batch
-                if step >= session.steps:
-                    return
-                mosaic = session.progress_at(step) < 1 - train.close_mosaic
-                indices = order[start : start + train.batch]
-                parts = np.array_split(indices, min(train.accumulate, len(indices)))
-                yield [self._part(part, epoch, mosaic) for part in parts]
+        for epoch, mosaic, parts in order_of(session, self.num_examples):
+            yield [self._part(part, epoch, mosaic) for part in parts]
 
     def _part(self, indices: NDArray[np.int64], epoch: int, mosaic: bool) -> Batch:
         drawn = []
         for index in indices:
             seed = int(session_seed(self._plan, epoch, int(index)).generate_state(1)[0])
-            drawn.append(self._augmentation.draw(int(index), mosaic=mosaic, seed=seed))
-        annotated = torch.zeros(len(indices), self._num_classes)
-        for row, index in zip(annotated, indices, strict=True):
-            row[sorted(self._augmentation.annotated[index])] = 1.0
-        counts = torch.tensor([len(view.objects) for view in drawn])
-        objects = torch.cat([view.objects for view in drawn])
-        targets = {
-            "batch_idx": torch.repeat_interleave(torch.arange(len(drawn)), counts).float(),
-            "cls": objects[:, :1],
-            "bboxes": objects[:, 1:],
-            "annotated": annotated,
-        }
+            drawn.append(self.draw(int(index), mosaic=mosaic, seed=seed))
+        images, objects = zip(*drawn, strict=True)
         # Stacked by pixel, they lie in memory as convolutions read them fastest.
-        images = torch.stack([view.image.permute(1, 2, 0) for view in drawn]).permute(0, 3, 1, 2)
-        return Batch(images, targets)
+        together = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+        return Batch(together, self.targets(indices, objects))
 
 
 class _Lazy(Sequence[Picture]):
@@ -109,7 +133,7 @@ def _in_shares(sample: Sample, keep: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 
 @contextmanager
-def _ahead(items: Iterator[Sequence[Batch]]) -> Iterator[Iterator[Sequence[Batch]]]:
+def ahead(items: Iterator[Sequence[Batch]]) -> Iterator[Iterator[Sequence[Batch]]]:
     """Take items in a thread, a few ahead of who consumes them; the thread ends when the block is left."""
     ready: queue.Queue[Sequence[Batch] | BaseException | None] = queue.Queue(_PREFETCH)
     stopped = threading.Event()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -24,12 +26,15 @@ from manyeyes.learners.batches import AugmentedBatches
 from manyeyes.learners.learner import Control, FitPlan, Metrics, ProgressCallback, Template, silent
 from manyeyes.learners.models import layer_of, module_of, put, save_model, take
 from manyeyes.learners.pictures import Picture, PictureCache
+from manyeyes.learners.round_states import RoundStates
 from manyeyes.learners.training import (
+    BatchSource,
     checkpoint_activations,
     pick_device,
     pin_threads,
     train,
 )
+from manyeyes.learners.views import CachedViews, FrozenLayers, ViewFile, ViewLayout, check_space, delete_views, view_key
 from manyeyes.weights import Update, Weights, subtract
 
 __all__ = ["MAX_DETECTIONS", "DetectorLearner"]
@@ -84,7 +89,7 @@ class DetectorLearner:
 
         Raises:
             DataError: a picture cannot be decoded.
-            ResourceError: the device is missing.
+            ResourceError: the device is missing, or views cannot be kept.
             RunError: no pictures, or the loss is no longer finite.
         """
         pin_threads(plan.train.threads)
@@ -92,17 +97,20 @@ class DetectorLearner:
         samples = data.split("train")
         module = self._prepare(weights, plan.train, device)
         undo = self._checkpointing(module) if plan.train.gradient_checkpointing else None
-        source = AugmentedBatches(samples, self._class_ids(data), len(self.template.names), self._pictures, plan)
         try:
-            result = train(
-                module,
-                yolo.DetectionCriterion(module),
-                source,
-                plan,
-                device=device,
-                correction=control.correction if control else None,
-                progress=progress,
-            )
+            memory = _OptimizerMemory(plan, state_folder)
+            with self._source(module, data, plan, device, state_folder) as (model, source):
+                result = train(
+                    model,
+                    yolo.DetectionCriterion(module),
+                    source,
+                    plan,
+                    device=device,
+                    correction=control.correction if control else None,
+                    optimizer_state=memory.recall(),
+                    progress=progress,
+                )
+            memory.keep(result.optimizer_state)
         finally:
             if undo:
                 undo()
@@ -247,6 +255,38 @@ class DetectorLearner:
         del outputs
         return int((sum(seen.values()) - self.template.weights.num_bytes) * (plan.imgsz / side) ** 2)
 
+    def check_views_fit(self, rows: Mapping[str, Sequence[Dataset]], plan: FitPlan, folder: Path) -> dict[str, int]:
+        """Refuse more views than the disk has room for; nothing is written.
+
+        Args:
+            rows: row → the pictures of its nodes. Rows are trained one after the other, and their views deleted.
+            plan: of any round and node.
+            folder: where the run keeps its files.
+
+        Returns:
+            The bytes that the views of each row will take.
+
+        Raises:
+            ResourceError: they cannot fit; says how many would.
+        """
+        device = pick_device(plan.train.device)
+        module = self._prepare(self.template.weights, plan.train, device)
+        levels = FrozenLayers(module, plan.train, device).levels(plan.train.imgsz)
+
+        def needed(views: int) -> dict[str, int]:
+            asked = plan.model_copy(update={"train": plan.train.model_copy(update={"cache_views": views})})
+            return {
+                row: sum(ViewLayout.of(levels, data.split("train"), asked).num_bytes for data in nodes)
+                for row, nodes in rows.items()
+            }
+
+        check_space(folder, lambda views: max(needed(views).values()), plan.train.cache_views)
+        return needed(plan.train.cache_views)
+
+    def forget(self, folder: Path) -> None:
+        """Delete below a folder what `fit` kept there to save time."""
+        delete_views(folder)
+
     def check_labels(self, site: str, data: Dataset, imgsz: int, *, most_pictures: int = 40) -> None:
         """Refuse a site whose class ids are swapped: what it calls a car, the starting weights see as persons.
 
@@ -286,6 +326,26 @@ class DetectorLearner:
             )
         return frozenset(i for i, name in enumerate(data.names) if name in data.annotates)
 
+    @contextmanager
+    def _source(
+        self, module: nn.Module, data: Dataset, plan: FitPlan, device: torch.device, state_folder: Path | None
+    ) -> Iterator[tuple[nn.Module, BatchSource]]:
+        """What is trained, and its batches: the module and pictures, or its later layers and cached views."""
+        samples, annotated = data.split("train"), self._class_ids(data)
+        pictures = AugmentedBatches(samples, annotated, len(self.template.names), self._pictures, plan)
+        if not plan.train.cache_views:
+            yield module, pictures
+            return
+        freeze = plan.train.freeze
+        frozen_layers = FrozenLayers(module, plan.train, device)
+        layout = ViewLayout.of(frozen_layers.levels(plan.train.imgsz), samples, plan)
+        prefix = take(module).select(lambda name: layer_of(name) < freeze).value_hash
+        key = view_key(prefix, samples, annotated, layout, plan)
+        with ExitStack() as stack:
+            folder = state_folder or Path(stack.enter_context(TemporaryDirectory(prefix="manyeyes-views-")))
+            file = stack.enter_context(ViewFile(folder, key, layout))
+            yield yolo.LaterLayers(module, freeze), CachedViews(pictures, frozen_layers, file, layout, plan)
+
     def _prepare(self, weights: Weights, plan: TrainSection, device: torch.device) -> nn.Module:
         module = self._trained_module
         put(module, weights)
@@ -307,6 +367,25 @@ class DetectorLearner:
     def _checkpointing(module: nn.Module) -> Callable[[], None]:
         blocks = [layer for layer in cast(Any, module).model if type(layer).__name__ in ("C2f", "SPPF")]
         return checkpoint_activations(blocks)
+
+
+class _OptimizerMemory:
+    """What a node's optimiser remembers from round to round, if it is to and has a folder."""
+
+    def __init__(self, plan: FitPlan, state_folder: Path | None) -> None:
+        self._round = plan.round
+        keeps = plan.train.keeps_optimizer_state
+        self._states = RoundStates(state_folder, "optimizer") if state_folder and keeps else None
+
+    def recall(self) -> Mapping[str, NDArray[Any]] | None:
+        if self._states is None:
+            return None
+        return self._states.before(self._round) or {}
+
+    def keep(self, state: Mapping[str, NDArray[Any]]) -> None:
+        if self._states is not None:
+            self._states.save(self._round, state)
+            self._states.forget_others(self._round)
 
 
 def _clearest(samples: Sequence[Sample], most: int) -> list[Sample]:

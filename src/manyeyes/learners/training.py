@@ -51,6 +51,7 @@ __all__ = [
     "pin_threads",
     "proximal_term",
     "run_progress",
+    "scaled",
     "session_seed",
     "train",
 ]
@@ -61,17 +62,20 @@ class Batch:
     """A part of a batch.
 
     Attributes:
-        images: (b, 3, h, w) uint8 or float32.
+        images: (b, 3, h, w) uint8 or float32; (b, 0) where `features` stand in for them.
         targets: what the criterion needs besides the model's output.
+        features: what the model takes in place of images: the outputs of frozen layers, each (b, …).
     """
 
     images: Tensor
     targets: Mapping[str, Tensor] = field(default_factory=dict)
+    features: tuple[Tensor, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device; images keep their type until there, where a quarter of the bytes arrive."""
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.targets.items()}
-        return Batch(self.images.to(device, non_blocking=True), moved)
+        features = tuple(tensor.to(device, non_blocking=True) for tensor in self.features)
+        return Batch(self.images.to(device, non_blocking=True), moved, features)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +193,15 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def scaled(images: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
+    """Images as a model takes them: channels last in memory, uint8 as `precision` in [0, 1].
+
+    Whole numbers up to 255 are exact in every precision, so this rounds once, as a division in float32 would.
+    """
+    images = images.to(memory_format=torch.channels_last)
+    return images.to(precision).div_(255) if images.dtype == torch.uint8 else images
+
+
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[Any]:
     """The context a forward pass runs in."""
     if precision == torch.float32:
@@ -281,6 +294,7 @@ class TrainResult:
         images_per_second: after the first step, whose time is set-up.
         steps: optimiser steps.
         step_sum: distance that a constant gradient of one would have gone; 0 unless a correction was given.
+        optimizer_state: what the optimiser remembers of each trained tensor, as "kind/name"; empty unless asked for.
     """
 
     losses: dict[str, float]
@@ -289,6 +303,7 @@ class TrainResult:
     images_per_second: float
     steps: int
     step_sum: float = 0.0
+    optimizer_state: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def train(
@@ -300,6 +315,7 @@ def train(
     device: torch.device,
     extra_loss: ExtraLoss | None = None,
     correction: Mapping[str, NDArray[np.float32]] | None = None,
+    optimizer_state: Mapping[str, NDArray[Any]] | None = None,
     progress: ProgressCallback = silent,
 ) -> TrainResult:
     """Train a model in place for one session.
@@ -314,6 +330,7 @@ def train(
         extra_loss: added to each step's loss; FedProx's proximal term is added by itself when the plan asks for it.
         correction: added to the gradient of each step, by name of the trained parameter, before it is clipped: at the
             common optimum the corrected gradients vanish, the nodes' own do not and, clipped, would balance elsewhere.
+        optimizer_state: of the node's last session; empty if there was none, None if each session begins anew.
         progress: called about twice a second and at the end of each epoch; may raise to stop.
 
     Raises:
@@ -322,7 +339,7 @@ def train(
     """
     session = Session.of(plan, source.num_examples)
     torch.manual_seed(int(session_seed(plan).generate_state(1)[0]))
-    stepper = _Stepper(model, criterion, session, device, _joined(model, plan, extra_loss), correction)
+    stepper = _Stepper(model, criterion, session, device, _joined(model, plan, extra_loss), correction, optimizer_state)
     meter = _Meter(session, progress)
     batches = source.batches(session)
     try:
@@ -335,7 +352,8 @@ def train(
         if close:
             close()
     stepper.finish()
-    return replace(meter.result(), step_sum=stepper.step_sum)
+    state = {} if optimizer_state is None else _optimizer_state(model, stepper.optimizer)
+    return replace(meter.result(), step_sum=stepper.step_sum, optimizer_state=state)
 
 
 def _joined(model: nn.Module, plan: FitPlan, extra_loss: ExtraLoss | None) -> ExtraLoss | None:
@@ -359,6 +377,32 @@ def _make_optimizer(model: nn.Module, train: TrainSection) -> torch.optim.Optimi
     return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=train.momentum > 0, fused=True)
 
 
+def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, NDArray[Any]]:
+    """What the optimiser remembers, as "kind/name of the tensor"."""
+    return {
+        f"{kind}/{name}": np.asarray(value.detach().cpu().numpy())
+        for name, parameter in model.named_parameters()
+        for kind, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _put_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, NDArray[Any]]) -> bool:
+    """Go on from a state, unless it is of other tensors than those that are trained now; says whether it was taken."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, array in state.items():
+        kind, _, name = key.partition("/")
+        by_name.setdefault(name, {})[kind] = torch.tensor(array)
+    fits = by_name.keys() == trained.keys() and all(
+        tensor.shape in ((), trained[name].shape) for name, kinds in by_name.items() for tensor in kinds.values()
+    )
+    if fits:
+        for name, kinds in by_name.items():
+            optimizer.state[trained[name]] = {kind: t.to(trained[name].device) for kind, t in kinds.items()}
+    return fits
+
+
 class _Stepper:
     """One optimiser step after the other: forward, backward, scale, clip, step, average."""
 
@@ -370,6 +414,7 @@ class _Stepper:
         device: torch.device,
         extra_loss: ExtraLoss | None,
         correction: Mapping[str, NDArray[np.float32]] | None,
+        optimizer_state: Mapping[str, NDArray[Any]] | None,
     ) -> None:
         self.model, self.criterion, self.session, self.device = model, criterion, session, device
         self.train = session.plan.train
@@ -377,6 +422,9 @@ class _Stepper:
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.precision = pick_precision(self.train.precision, device)
         self.optimizer = _make_optimizer(model, self.train)
+        goes_on = bool(optimizer_state) and _put_optimizer_state(model, self.optimizer, optimizer_state or {})
+        # An optimiser that has to learn its scale in a later round would shake the model as much as in the first.
+        self.warms_up = session.plan.round == 0 or (optimizer_state is not None and not goes_on)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.average = _Average(model, self.train.ema) if self.train.ema else None
         self.drift = _DriftCorrection(model, correction, self.optimizer, device) if correction else None
@@ -385,7 +433,7 @@ class _Stepper:
     def set_learning_rate(self, step: int) -> None:
         lr = learning_rate(self.train, self.session.progress_at(step))
         warmup = self.train.warmup_epochs * self.session.steps_per_epoch
-        if self.session.plan.round == 0 and step < warmup:
+        if self.warms_up and step < warmup:
             lr *= (step + 1) / (warmup + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -409,11 +457,9 @@ class _Stepper:
         return {name: value / normaliser.clamp(min=1.0) for name, value in items.items()}, images
 
     def _forward(self, part: Batch) -> tuple[LossParts, Tensor | None]:
-        images = part.images.to(memory_format=torch.channels_last)
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
+        inputs = part.features or (scaled(part.images, self.precision),)
         with autocast(self.device, self.precision):
-            outputs = self.model(images)
+            outputs = self.model(*inputs)
         answer = self.criterion(outputs, part)
         extra = self.extra_loss(self.model, outputs, part) if self.extra_loss else None
         return answer, extra

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -55,8 +55,11 @@ for _integration in ("clearml", "comet", "dvc", "mlflow", "raytune", "neptune", 
 
 __all__ = [
     "DetectionCriterion",
+    "LaterLayers",
     "build_module",
     "class_head",
+    "cut_layers",
+    "cut_outputs",
     "head_width",
     "load_checkpoint",
     "natural_head_width",
@@ -98,6 +101,56 @@ def build_module(name: str, width: int, num_classes: int, seed: int = 0) -> nn.M
     module.args = IterableSimpleNamespace(**DEFAULT_CFG_DICT)
     assert isinstance(module, nn.Module)
     return module
+
+
+def _inputs_of(layer: Any) -> list[int]:
+    """Numbers of the layers whose outputs a layer reads."""
+    sources = [layer.f] if isinstance(layer.f, int) else layer.f
+    return [source if source >= 0 else layer.i + source for source in sources]
+
+
+def _run(layers: Sequence[Any], known: dict[int, Any]) -> None:
+    """Add the outputs of layers, which read those in `known`, to `known`."""
+    for layer in layers:
+        inputs = [known[source] for source in _inputs_of(layer)]
+        known[layer.i] = layer(inputs[0] if isinstance(layer.f, int) else inputs)
+
+
+def cut_layers(module: nn.Module, freeze: int) -> tuple[int, ...]:
+    """Numbers of the layers before `freeze` whose outputs the layers from `freeze` on read: (15, 18, 21) for 22."""
+    later: Any = module.model[freeze:]  # type: ignore[index]
+    return tuple(sorted({source for layer in later for source in _inputs_of(layer) if source < freeze}))
+
+
+def cut_outputs(module: nn.Module, freeze: int, images: Tensor) -> tuple[Tensor, ...]:
+    """What the first `freeze` layers, at least one, make of images (b, 3, h, w) in [0, 1].
+
+    Returns:
+        The outputs of `cut_layers`, each (b, channels, height, width).
+    """
+    known: dict[int, Any] = {-1: images}
+    _run(cast(Any, module).model[:freeze], known)
+    return tuple(known[index] for index in cut_layers(module, freeze))
+
+
+class LaterLayers(nn.Module):
+    """The layers of a module from `freeze` on, which take the outputs of `cut_layers` in place of images.
+
+    Parameters and buffers are those of the module, under the same names.
+    """
+
+    def __init__(self, module: nn.Module, freeze: int) -> None:
+        super().__init__()
+        self._cut = cut_layers(module, freeze)
+        layers = cast(Any, module).model[freeze:]
+        self.model = nn.ModuleDict({str(layer.i): layer for layer in layers})
+        self._last = layers[-1].i
+
+    def forward(self, *features: Tensor) -> Any:
+        """The module's output, as it would be for the images that `features` were computed from."""
+        known: dict[int, Any] = dict(zip(self._cut, features, strict=True))
+        _run(list(self.model.values()), known)
+        return known[self._last]
 
 
 def class_head(state: Mapping[str, Any]) -> list[str]:

@@ -104,6 +104,14 @@ def _tell_run(event: Event) -> list[str]:
     return [f"Run {event.get('name', '')}: {sites}" if sites else f"Run {event.get('name', '')}"]
 
 
+def _tell_views(event: Event) -> list[str]:
+    most = format_bytes(max(event["bytes"].values()))
+    return [
+        f"Frozen layers are computed once for each view (train.cache_views={event['views']}); the views of a row take "
+        f"up to {most} on the disk and are deleted when it is finished"
+    ]
+
+
 def _tell_row(event: Event) -> list[str]:
     text = f"[{model_label(str(event.get('row', '')))}] {event.get('rounds', '?')} rounds"
     if event.get("nodes"):
@@ -137,6 +145,7 @@ def _tell_interruption(event: Event) -> list[str]:
 
 _TELLERS: dict[str, Callable[[Event], list[str]]] = {
     "run_started": _tell_run,
+    "views_planned": _tell_views,
     "row_started": _tell_row,
     "update_refused": _tell_refusal,
     "warning": _tell_warning,

@@ -3,6 +3,7 @@
     event            fields besides time (seconds since 1970) and row ("untrained", "alone-A", "together", "pooled")
     run_started      name, seed, template, names, manyeyes, torch, machine, sites: [{node_id, annotates,
                      pictures: {split: n}, objects: {split: {class: n}}}], rows: [{row, rounds, nodes}]
+    views_planned    views (of each picture), bytes: {row: most that its views take on the disk}; before any is written
     row_started      nodes, rounds, resumed_from (last round that was kept, or null)
     round_started    round, cohort
     epoch_finished   round, node, epoch, epochs, losses: {name: value}, images_per_second
