@@ -20,7 +20,8 @@ from manyeyes.config import dump_config
 from manyeyes.federation.demo import demo_config, prepare_demo
 from manyeyes.federation.launch import launch
 
-SEEDS = (0, 1, 2)
+# Seeds 0 to 2 and 10 were looked at while the recipe was chosen.
+SEEDS = (3, 4, 5)
 
 
 def measure(seed: int, work: Path, *, quick: bool) -> dict[str, Any]:

@@ -145,7 +145,7 @@ class _SamePictures:
 
     def batches(self, session: Session) -> Iterator[Sequence[Batch]]:
         for epoch, mosaic, parts in order_of(session, self.num_examples):
-            view = (self._plan.round * session.epochs + epoch) % self._plan.train.cache_views
+            view = epoch % self._plan.train.cache_views
             yield [self._part(part, mosaic, view) for part in parts]
 
     def _part(self, indices: Any, mosaic: bool, view: int) -> Batch:
@@ -368,7 +368,7 @@ def test_the_file_has_room_for_what_a_run_uses_and_nothing_else(mosaic: float, *
     for index in range(rounds):
         session = Session.of(plan.model_copy(update={"round": index}), pictures)
         for epoch, may_be_mosaic, _ in order_of(session, pictures):
-            used.add((may_be_mosaic, (index * session.epochs + epoch) % views))
+            used.add((may_be_mosaic, epoch % views))
     assert set(layout.kinds) == used
     slots = [layout.slot(*kind, picture) for kind in layout.kinds for picture in range(pictures)]
     assert slots == list(range(layout.slots))

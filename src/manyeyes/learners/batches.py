@@ -17,7 +17,7 @@ from manyeyes.datasets.sample import Sample
 from manyeyes.learners.augmentation import Augmentation
 from manyeyes.learners.learner import FitPlan
 from manyeyes.learners.pictures import Picture, PictureCache
-from manyeyes.learners.training import Batch, Session, session_seed
+from manyeyes.learners.training import Batch, Session, epoch_seed, session_seed
 
 __all__ = ["AugmentedBatches", "ahead", "may_be_mosaic", "order_of"]
 
@@ -31,20 +31,20 @@ def may_be_mosaic(session: Session, step: int) -> bool:
 
 
 def order_of(session: Session, num_examples: int) -> Iterator[tuple[int, bool, list[NDArray[np.int64]]]]:
-    """The batches of a session as picture numbers, shuffled anew in each epoch.
+    """The batches of a session as picture numbers, shuffled anew in each epoch of the whole run.
 
     Yields:
-        The epoch of the session, whether its pictures may be mosaics, and the numbers of each of `accumulate` parts.
+        The epoch of the run, whether its pictures may be mosaics, and the numbers of each of `accumulate` parts.
     """
     train = session.plan.train
-    for epoch in range(session.epochs):
-        order = np.random.default_rng(session_seed(session.plan, epoch)).permutation(num_examples)
-        for start in range(0, num_examples, train.batch):
-            step = epoch * session.steps_per_epoch + start // train.batch
-            if step >= session.steps:
-                return
-            indices = order[start : start + train.batch]
-            yield epoch, may_be_mosaic(session, step), np.array_split(indices, min(train.accumulate, len(indices)))
+    epoch_of_order, order = -1, np.zeros(0, dtype=np.int64)
+    for step in range(session.steps):
+        epoch, place = session.place(step)
+        if epoch != epoch_of_order:
+            order = np.random.default_rng(epoch_seed(session.plan, epoch)).permutation(num_examples)
+            epoch_of_order = epoch
+        indices = order[place * train.batch : (place + 1) * train.batch]
+        yield epoch, may_be_mosaic(session, step), np.array_split(indices, min(train.accumulate, len(indices)))
 
 
 class AugmentedBatches:

@@ -45,6 +45,7 @@ __all__ = [
     "TrainResult",
     "autocast",
     "checkpoint_activations",
+    "epoch_seed",
     "learning_rate",
     "pick_device",
     "pick_precision",
@@ -141,6 +142,13 @@ class Session:
         """Epochs of this session, the last one perhaps cut short."""
         return math.ceil(self.steps / self.steps_per_epoch)
 
+    def place(self, step: int) -> tuple[int, int]:
+        """The epoch of the whole run that a step of this session belongs to, and which batch of it the step takes.
+
+        A round of half an epoch leaves the other half to the next one, so every picture is seen equally often.
+        """
+        return divmod(self.plan.round * self.steps + step, self.steps_per_epoch)
+
     def progress_at(self, step: int) -> float:
         """Share of the whole run that is done before a step of this session, in [0, 1)."""
         return run_progress(self.plan.round, self.plan.rounds, step / self.steps)
@@ -161,6 +169,11 @@ def learning_rate(train: TrainSection, progress: float) -> float:
 def session_seed(plan: FitPlan, *more: int) -> np.random.SeedSequence:
     """What everything random at a node is drawn from: (run seed, round, node id, …), whatever ran before."""
     return np.random.SeedSequence([plan.seed, plan.round, *plan.node_id.encode(), *more])
+
+
+def epoch_seed(plan: FitPlan, epoch: int) -> np.random.SeedSequence:
+    """What the order of a node's pictures in an epoch of the whole run is drawn from, in whichever rounds it lies."""
+    return np.random.SeedSequence([plan.seed, *plan.node_id.encode(), epoch])
 
 
 def pick_device(name: str) -> torch.device:

@@ -116,15 +116,12 @@ def _kinds(plan: FitPlan, pictures: int) -> set[tuple[bool, int]]:
     kinds = set()
     for index in range(plan.rounds):
         session = Session.of(plan.model_copy(update={"round": index}), pictures)
-        for epoch in range(session.epochs):
-            first = epoch * session.steps_per_epoch
-            last = min(first + session.steps_per_epoch, session.steps) - 1
-            kinds |= {(may_be_mosaic(session, step), _view(session, epoch)) for step in (first, last)}
+        kinds |= {(may_be_mosaic(session, step), _view(plan, session.place(step)[0])) for step in range(session.steps)}
     return kinds
 
 
-def _view(session: Session, epoch: int) -> int:
-    return (session.plan.round * session.epochs + epoch) % session.plan.train.cache_views
+def _view(plan: FitPlan, epoch: int) -> int:
+    return epoch % plan.train.cache_views
 
 
 def view_key(
@@ -307,7 +304,7 @@ class CachedViews:
 
     def _make(self, session: Session) -> Iterator[Sequence[Batch]]:
         for epoch, mosaic, parts in order_of(session, self.num_examples):
-            view = _view(session, epoch)
+            view = _view(self._plan, epoch)
             yield [self._part(part, mosaic, view) for part in parts]
 
     def _part(self, indices: NDArray[np.int64], mosaic: bool, view: int) -> Batch:
