@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manyeyes.config import RunConfig, load_config, parse_config
+from manyeyes.config import AugmentSection, RunConfig, load_config, parse_config
 from manyeyes.errors import ConfigError
 from manyeyes.federation.advice_text import annotated_config
 from manyeyes.federation.advise import (
@@ -78,8 +78,11 @@ def reason(around: Situation, key: str, **sections: Any) -> str:
 # -- layers -----------------------------------------------------------------------------------------------------------
 
 
-def test_small_sites_whose_classes_are_known_train_the_head_alone() -> None:
-    assert plan(situation())["train.freeze"] == HEAD
+def test_small_sites_whose_classes_are_known_take_small_steps_with_the_whole_network() -> None:
+    gentle = plan(situation())
+    assert (gentle["train.freeze"], gentle["train.batchnorm"], gentle["train.augment"]) == (0, "frozen", {"mosaic": 0})
+    assert gentle["train.lr"] < plan(situation(site("A", SMALL_SITE), site("B")))["train.lr"] / 5
+    assert "forget" in reason(situation(), "train.freeze")
 
 
 @pytest.mark.parametrize(
@@ -169,6 +172,7 @@ STATED = {
     "train.optimizer": "sgd",
     "train.lr": 0.03,
     "train.weight_decay": 0.1,
+    "train.augment": AugmentSection(mosaic=0.3).model_dump(),
     "train.batchnorm": "frozen",
     "federation.weighting": "equal",
     "train.cache_views": 2,
@@ -229,10 +233,10 @@ def test_a_plan_says_how_long_and_how(sections: dict[str, Any], whole: bool) -> 
 
 
 def test_views_are_kept_where_they_are_used_again_and_the_disk_has_room() -> None:
-    sections: dict[str, Any] = {"federation": {"rounds": 30}}
+    sections: dict[str, Any] = {"federation": {"rounds": 30}, "train": {"freeze": HEAD}}
     assert plan(situation(), **sections)["train.cache_views"] > 0
     assert plan(situation(free_disk=10**8), **sections)["train.cache_views"] == 0
-    assert plan(situation(), federation={"rounds": 4})["train.cache_views"] == 0
+    assert plan(situation(), federation={"rounds": 4}, train={"freeze": HEAD})["train.cache_views"] == 0
 
 
 # -- what it costs ----------------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ class Recipe:
     Attributes:
         optimizer, lr, weight_decay: as in the configuration.
         steps: optimiser steps of a site in the whole run.
+        mosaic: probability that a training picture is made of four.
         source: where these were seen to work, for people.
     """
 
@@ -50,6 +51,7 @@ class Recipe:
     lr: float
     weight_decay: float
     steps: int
+    mosaic: float
     source: str
 
 
@@ -57,16 +59,18 @@ class Recipe:
 
 RECIPES = {
     # configs/streets.yaml with freeze 22: four rounds of 15 steps brought .477 to .500 mAP50. More steps: not measured.
-    "head": Recipe("sgd", 0.002, 0.0005, 100, "worked for the head alone on pictures of streets and rooms"),
+    "head": Recipe("sgd", 0.002, 0.0005, 100, 1.0, "worked for the head alone on pictures of streets and rooms"),
+    # configs/streets.yaml: five rounds of 15 steps. With four times the rate, or mosaics, it forgot (docs/together.md).
+    "gentle": Recipe("adamw", 0.00005, 0.01, 75, 0.0, "kept and bettered what was known of streets and rooms"),
     # configs/bccd.yaml: 44 steps brought .01 to .80, 128 steps on pooled pictures .86, and UltraFlwr reports .90, so
     # there is more to gain; how many steps it takes was not measured.
-    "new": Recipe("adamw", 0.0007, 0.01, 400, "worked for new classes on pictures of blood cells"),
-    # The demo's recipe, docs/demo.md: 18 rounds of 10 steps.
-    "known": Recipe("adamw", 0.0005, 0.01, 200, "worked for the whole network in the demo"),
+    "new": Recipe("adamw", 0.0007, 0.01, 400, 1.0, "worked for new classes on pictures of blood cells"),
+    # docs/demo.md: the demo's recipe before its rounds were cut to a third of an epoch, 18 rounds of 10 steps.
+    "known": Recipe("adamw", 0.0005, 0.01, 200, 0.5, "worked for the whole network in the demo"),
     # scripts/train_base.py: 15 epochs of 1400 pictures from scratch, in batches of 16.
-    "scratch": Recipe("adamw", 0.002, 0.01, 1300, "made this package's own starting weights from nothing"),
+    "scratch": Recipe("adamw", 0.002, 0.01, 1300, 1.0, "made this package's own starting weights from nothing"),
 }
-# Streets, 71 to 116 pictures a site: whole net .450 to .477 mAP50, untrained .477, head alone .500 (RESULTS.md).
+# Streets, 71 to 116 pictures a site, forget what COCO taught unless steps are small (docs/together.md). Chosen.
 SMALL_SITE = 300
 # Where the layers of YOLOv8 end that look for features in general, and the head begins.
 HEAD = 22
@@ -107,6 +111,7 @@ PLANNED = (
     "train.optimizer",
     "train.lr",
     "train.weight_decay",
+    "train.augment",
     "train.batchnorm",
     "federation.weighting",
     "train.cache_views",
@@ -286,6 +291,9 @@ def recommend(
     reason = f"about {rounds * per_round} training steps a site in all, for {_task(situation, freeze)}"
     plan.add("federation.rounds", rounds, reason)
     _optimizer(plan, recipe, needs_sgd=isinstance(config.federation.strategy, ScaffoldSection))
+    of_four = "pictures are put together from four now and then, which makes them varied"
+    whole = "pictures are shown as they are: put together from four, they would look like nothing the network knows"
+    plan.add("train.augment", {"mosaic": recipe.mosaic}, of_four if recipe.mosaic else whole)
     _merging(plan, situation, freeze)
     if freeze == HEAD and not config.train.steps:
         plan.add("train.cache_views", *_views(plan, situation))
@@ -299,10 +307,10 @@ def _layers(situation: Situation) -> tuple[int, str]:
         return 0, f"the whole network is trained: the starting weights have never seen {_listed(situation.new_classes)}"
     if situation.weights == "base":
         return 0, "the whole network is trained: the shipped weights know only rendered scenes"
-    if max(site.training for site in situation.sites) < SMALL_SITE:
-        return HEAD, (
-            f"only the head (the network's last part) is trained: the starting weights know all your classes, and with "
-            f"fewer than {SMALL_SITE} pictures a site the whole network would forget what it knows"
+    if _small(situation):
+        return 0, (
+            f"the whole network is trained, in small steps: the starting weights know all your classes, and with fewer "
+            f"than {SMALL_SITE} pictures a site larger steps would make it forget what it knows"
         )
     return 0, f"the whole network is trained: a site has {SMALL_SITE} pictures or more"
 
@@ -312,12 +320,19 @@ def _recipe_of(situation: Situation, freeze: int) -> str:
         return "scratch"
     if freeze == HEAD and not situation.new_classes:
         return "head"
-    return "new" if situation.new_classes else "known"
+    if situation.new_classes:
+        return "new"
+    return "gentle" if situation.weights != "base" and _small(situation) else "known"
+
+
+def _small(situation: Situation) -> bool:
+    return max(site.training for site in situation.sites) < SMALL_SITE
 
 
 def _task(situation: Situation, freeze: int) -> str:
     return {
         "head": "fitting the head to your pictures",
+        "gentle": "fitting the network to your pictures without forgetting",
         "new": "learning new classes",
         "known": "fitting the network to your pictures",
         "scratch": "a first start from nothing",
@@ -375,7 +390,9 @@ def _optimizer(plan: _Plan, recipe: Recipe, *, needs_sgd: bool) -> None:
 
 
 def _merging(plan: _Plan, situation: Situation, freeze: int) -> None:
-    if freeze < HEAD and situation.difference:
+    if _recipe_of(situation, freeze) == "gentle":
+        plan.add("train.batchnorm", "frozen", "picture statistics stay as they are: part of what the network knows")
+    elif freeze < HEAD and situation.difference:
         reason = f"one site's picture statistics would mislead the others: {situation.difference}"
         plan.add("train.batchnorm", "frozen", reason)
     else:
