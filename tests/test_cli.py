@@ -150,11 +150,12 @@ def wait_for(path: Path, wanted: Callable[[dict[str, Any]], bool], process: subp
 
 @pytest.mark.slow
 def test_stopped_and_killed_runs_end_in_the_bits_of_an_unbroken_one(write_config: WriteConfig, tmp_path: Path) -> None:
-    config = write_config(federation={"rounds": 3, "strategy": "fedadam", "personal": ["bn"]}, compare=["together"])
+    rows = ["together", "pooled"]
+    config = write_config(federation={"rounds": 3, "strategy": "fedadam", "personal": ["bn"]}, compare=rows)
     command = [sys.executable, "-m", "manyeyes.cli", "run", str(config), "--set", "train.threads=1"]
-    whole = [*command, "--set", "name=whole"]
+    whole = [*command, "--set", "name=whole", "--set", "rows_at_once=1"]
     subprocess.run(whole, capture_output=True, check=True, timeout=200)
-    broken = [*command, "--set", "name=broken"]
+    broken = [*command, "--set", "name=broken", "--set", "rows_at_once=2"]
     log = tmp_path / "runs" / "broken" / "runlog.jsonl"
 
     def start(*more: str) -> subprocess.Popen[str]:
@@ -174,9 +175,10 @@ def test_stopped_and_killed_runs_end_in_the_bits_of_an_unbroken_one(write_config
     third = start("--resume")
     _, said = third.communicate(timeout=200)
     assert third.returncode == 0, said
-    final = "rows/together/final.safetensors"
-    expected = load_weights(tmp_path / "runs" / "whole" / final)[0]
-    assert load_weights(tmp_path / "runs" / "broken" / final)[0].value_hash == expected.value_hash
+    for row in rows:
+        whole_row, broken_row = (tmp_path / "runs" / name / "rows" / row for name in ("whole", "broken"))
+        expected = load_weights(whole_row / "final.safetensors")[0]
+        assert load_weights(broken_row / "final.safetensors")[0].value_hash == expected.value_hash, row
 
 
 def refused(

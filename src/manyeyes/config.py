@@ -113,7 +113,7 @@ class TrainSection(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     gradient_checkpointing: bool = False
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores this process may use")
+    threads: int | None = Field(None, ge=1, description="CPU threads of a row; default: its share of the cores")
     augment: AugmentSection = AugmentSection()
 
     @model_validator(mode="after")
@@ -235,7 +235,7 @@ class EvaluateSection(Section):
 
 
 class RunConfig(Section):
-    """A whole run: the rows of its table are trained one after the other from the same weights."""
+    """A whole run: the rows of its table are trained from the same weights."""
 
     name: str = Field(pattern=NODE_ID_PATTERN)
     seed: int = Field(0, ge=0, lt=2**31)
@@ -243,6 +243,9 @@ class RunConfig(Section):
     output: Path = Path("runs")
     sites: tuple[SiteSection, ...] = Field(min_length=1)
     compare: tuple[Literal["untrained", "alone", "together", "pooled"], ...] = ("alone", "together", "pooled")
+    rows_at_once: int | None = Field(
+        None, ge=1, description="rows trained at the same time; default: as many as cores and memory allow"
+    )
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
     federation: FederationSection = FederationSection()

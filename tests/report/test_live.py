@@ -122,7 +122,59 @@ def test_the_time_left_of_a_resumed_run_goes_by_this_session() -> None:
     site: dict[str, Any] = {"node_id": "A", "pictures": {"train": 10}}
     clock({"event": "run_started", "sites": [site], "rows": [{"row": "together", "rounds": 10, "nodes": ["A"]}]})
     clock({"event": "row_started", "row": "together", "resumed_from": 6})
-    clock({"event": "round_started", "round": 7})
+    clock({"event": "round_started", "row": "together", "round": 7})
     now.passes(30)
-    clock({"event": "round_finished", "round": 7})
+    clock({"event": "round_finished", "row": "together", "round": 7})
     assert clock.seconds_left == pytest.approx(3 * 30)
+
+
+def test_the_time_left_of_rows_at_the_same_time_is_that_of_the_slowest() -> None:
+    now = Clock(0.0)
+    clock = RunClock(now=now)
+    site: dict[str, Any] = {"node_id": "A", "pictures": {"train": 10}}
+    rows = [{"row": row, "rounds": 10, "nodes": ["A"]} for row in ("together", "pooled", "alone-A")]
+    clock({"event": "run_started", "sites": [site], "rows": rows, "rows_at_once": 2})
+    for row in ("together", "pooled"):
+        clock({"event": "row_started", "row": row, "resumed_from": None})
+        clock({"event": "round_started", "row": row, "round": 1})
+    now.passes(30)
+    clock({"event": "round_finished", "row": "pooled", "round": 2})
+    clock({"event": "round_finished", "row": "together", "round": 1})
+    # Three rounds in 30 s, 27 to come: 270 s with both at it, as long as "together" takes for its nine.
+    assert clock.seconds_left == pytest.approx(270)
+    now.passes(30)
+    clock({"event": "round_finished", "row": "pooled", "round": 10})
+    # Eleven rounds in 60 s, 19 to come: 104 s at that pace, but "together" has nine to go at 60 s each.
+    assert clock.seconds_left == pytest.approx(540)
+
+
+def test_lines_of_rows_at_the_same_time_name_their_row() -> None:
+    narrator = Narrator()
+    narrator({"event": "run_started", "name": "x", "sites": [], "rows_at_once": 2})
+    done = {"epoch": 1, "epochs": 1, "round": 1, "node": "A", "losses": {"loss": 1.0}}
+    assert narrator({"event": "epoch_finished", "row": "alone-A", **done}) == []
+    assert narrator({"event": "epoch_finished", "row": "together", **done}) == []
+    # What one row says does not break up another row's line.
+    assert narrator({"event": "warning", "row": "together", "reason": "old"})[0].startswith(
+        "[together, Node A] round 1"
+    )
+    assert narrator({"event": "update_received", "row": "alone-A", "round": 1, "node": "A", "bytes": 1000}) == [
+        "[A alone, Node A] round 1 epoch 1/1 loss 1.00 → sending 1.0 kB"
+    ]
+
+
+def test_rows_at_the_same_time_are_drawn_one_below_the_other(tmp_path: Path) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100, height=40)
+    run = SyntheticRun(tmp_path)
+    with LiveView(console) as view:
+        run.log.listeners.append(view)
+        run.start()
+        for row in ("together", "pooled"):
+            run.emit("row_started", row=row, nodes=["A"], rounds=5, resumed_from=None)
+        run.emit("round_started", row="pooled", round=4, cohort=["A"])
+        run.emit("round_started", row="together", round=3, cohort=["A"])
+    run.log.close()
+    drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
+    last = drawn[drawn.rindex("together  round 3 of 5") :]
+    assert "pooled  round 4 of 5" in last

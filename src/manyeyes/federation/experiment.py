@@ -11,10 +11,10 @@ import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import cv2
 import numpy as np
@@ -29,7 +29,9 @@ from manyeyes.federation.checkpoint import check_same_settings
 from manyeyes.federation.client import Client, expand_personal
 from manyeyes.federation.local import LocalTransport
 from manyeyes.federation.rounds import RowResult, Stop, never, run_rounds
+from manyeyes.federation.side_by_side import Job, run_side_by_side
 from manyeyes.learners.learner import FitPlan, Learner, Metrics, Progress
+from manyeyes.learners.training import cores
 from manyeyes.report.runlog import Emit, RunLog
 from manyeyes.weights import Weights, write_atomically
 
@@ -43,6 +45,7 @@ _FREE = (
     "output",
     "data_root",
     "compare",
+    "rows_at_once",
     "train.device",
     "train.threads",
     "federation.deadline",
@@ -50,6 +53,8 @@ _FREE = (
     "evaluate.examples",
 )
 _SHOWN_SCORE = 0.25
+# A row that sees fewer pictures than this, each as often as it is seen, is trained before another process has begun.
+_WORTH_A_PROCESS = 1000
 
 
 class TestableLearner(Learner, Protocol):
@@ -66,10 +71,18 @@ class TestableLearner(Learner, Protocol):
     def detect(self, weights: Weights, images: Sequence[Path], imgsz: int) -> list[Detections]:
         """Objects found in pictures."""
 
-    def check_batch_fits(self, plan: TrainSection) -> None:
-        """Refuse a batch that cannot fit into memory."""
+    def rows_that_fit(self, plan: TrainSection) -> int:
+        """How many rows this machine can train at the same time, by its cores and the memory that is free."""
 
-    def check_views_fit(self, rows: Mapping[str, Sequence[Dataset]], plan: FitPlan, folder: Path) -> dict[str, int]:
+    def sharing(self, processes: int, threads: int | None) -> Self:
+        """The same learner for one of several processes, which is sent there as bytes."""
+
+    def check_batch_fits(self, plan: TrainSection, at_once: int) -> None:
+        """Refuse a batch that cannot fit into memory in so many rows at the same time."""
+
+    def check_views_fit(
+        self, rows: Mapping[str, Sequence[Dataset]], plan: FitPlan, folder: Path, at_once: int
+    ) -> dict[str, int]:
         """Refuse views that the disk has no room for; the bytes that those of each row will take."""
 
     def forget(self, folder: Path) -> None:
@@ -178,7 +191,7 @@ class Experiment:
                 cure="Give sites a `val` split, or keep the last round.",
             )
         expand_personal(self.config.federation.personal, self.learner.template.weights)
-        self.learner.check_batch_fits(self.config.train)
+        self.learner.check_batch_fits(self.config.train, self.config.rows_at_once or 1)
         self._view_bytes()
         if not trust_labels:
             for site, data in self.sites.items():
@@ -194,15 +207,19 @@ class Experiment:
             RunError: too few nodes answered, or the settings differ from those of the run that is resumed.
             Interrupted: the user stopped it.
         """
-        write_atomically(self.folder / CONFIG_FILE, dump_config(self.config))
+        config = self.config.model_copy(update={"rows_at_once": self._at_once})
+        write_atomically(self.folder / CONFIG_FILE, dump_config(config))
         rows = self._rows()
-        log.emit("run_started", **self._description(rows))
+        log.emit("run_started", **self._description(rows), rows_at_once=self._at_once)
         view_bytes = self._view_bytes()
         if view_bytes:
             log.emit("views_planned", views=self.config.train.cache_views, bytes=view_bytes)
         try:
-            for row, nodes in rows.items():
-                self._run_row(row, nodes, partial(log.emit, row=row))
+            if self._at_once > 1:
+                run_side_by_side(self._jobs(), self._at_once, log.emit, self.stop)
+            else:
+                for row in rows:
+                    self.run_row(row, log.emit)
         except Interrupted as signal:
             reason = f"stopped by {signal.reason}; finished rounds are kept"
             log.emit("interrupted", signal=signal.reason, resume=self.resume_command)
@@ -222,8 +239,18 @@ class Experiment:
                 rows[kind] = () if kind == "untrained" else everybody
         return rows
 
-    def _run_row(self, row: str, nodes: Sequence[str], emit: Emit) -> None:
-        folder = self.folder / "rows" / row
+    def run_row(self, row: str, emit: Emit) -> None:
+        """Train and test one row, unless that is done.
+
+        Args:
+            row: one of those that the configuration compares.
+            emit: told of everything.
+
+        Raises:
+            RunError: too few nodes answered.
+            Interrupted: `stop` named a signal, which is the error's reason.
+        """
+        folder, emit, nodes = self.folder / "rows" / row, partial(emit, row=row), self._rows()[row]
         tested = folder / "test.json"
         if tested.exists():
             return
@@ -246,6 +273,40 @@ class Experiment:
         self.learner.forget(folder)
         write_atomically(tested, json.dumps({where: m.to_dict() for where, m in metrics.items()}, indent=2))
 
+    @cached_property
+    def _at_once(self) -> int:
+        """Rows to train at the same time: as configured, else as many as the machine allows if they are worth it.
+
+        A resumed run goes on as it was begun: with another number of threads the last bits would differ.
+        """
+        config, train, rounds = self.config, self.config.train, self.config.federation.rounds
+        trained = {row: nodes for row, nodes in self._rows().items() if nodes}
+        kept = self.folder / CONFIG_FILE
+        stated = config.rows_at_once or (load_config(kept).rows_at_once if kept.exists() else None)
+        if stated:
+            return min(stated, len(trained))
+        visits = sum(
+            rounds * (train.steps * train.batch if train.steps else train.epochs * len(self.sites[site].split("train")))
+            for nodes in trained.values()
+            for site in nodes
+        )
+        if visits < _WORTH_A_PROCESS * len(trained):
+            return 1
+        return min(self.learner.rows_that_fit(train), len(trained))
+
+    def _jobs(self) -> dict[str, Job]:
+        """What trains each row in a process of its own; those that take longest come first."""
+        rows = self._rows()
+        pictures = {row: sum(len(self.sites[site].split("train")) for site in nodes) for row, nodes in rows.items()}
+        config = self.config
+        threads = config.train.threads or max(1, cores() // self._at_once)
+        config = config.model_copy(update={"train": config.train.model_copy(update={"threads": threads})})
+        learner = self.learner.sharing(self._at_once, threads)
+        return {
+            row: partial(_run_row, config, self.sites, learner, row)
+            for row in sorted(rows, key=pictures.__getitem__, reverse=True)
+        }
+
     def _view_bytes(self) -> dict[str, int]:
         """Row → bytes its views will take on the disk; empty where none are kept."""
         config = self.config
@@ -257,7 +318,7 @@ class Experiment:
             if nodes
         }
         plan = FitPlan(train=config.train, round=0, rounds=config.federation.rounds, seed=config.seed)
-        return self.learner.check_views_fit(rows, plan, self.folder)
+        return self.learner.check_views_fit(rows, plan, self.folder, self._at_once)
 
     def _clients(self, row: str, nodes: Sequence[str], folder: Path) -> dict[str, Client]:
         if row == "pooled":
@@ -383,6 +444,12 @@ class _ProgressTeller:
         self._emit("progress", **fields, step=progress.step, steps=progress.steps, seconds_left=progress.seconds_left)
         if progress.epoch_done:
             self._emit("epoch_finished", **fields)
+
+
+def _run_row(
+    config: RunConfig, sites: Mapping[str, Dataset], learner: TestableLearner, row: str, emit: Emit, stop: Stop
+) -> None:
+    Experiment(config, sites, learner, stop=stop).run_row(row, emit)
 
 
 def _compared(config: RunConfig) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -30,6 +32,7 @@ from manyeyes.learners.round_states import RoundStates
 from manyeyes.learners.training import (
     BatchSource,
     checkpoint_activations,
+    cores,
     pick_device,
     pin_threads,
     train,
@@ -41,6 +44,9 @@ __all__ = ["MAX_DETECTIONS", "DetectorLearner"]
 
 MAX_DETECTIONS = 300
 
+# What a process takes before it has a model: Python, torch, Ultralytics, OpenCV.
+_PROCESS_BYTES = 600_000_000
+
 
 class DetectorLearner:
     """Trains and tests YOLOv8 on a site's pictures.
@@ -49,15 +55,29 @@ class DetectorLearner:
         template: form and class names of the model.
         device: "auto", "cpu", "cuda" or "cuda:N", for tests; training follows its plan.
         threads: CPU threads for tests; default: all this process may use.
+        processes: among which the memory is shared that may keep decoded pictures.
+
+    It can be pickled: what it has made for itself is made again on the other side.
     """
 
-    def __init__(self, template: Template, *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, template: Template, *, device: str = "auto", threads: int | None = None, processes: int = 1
+    ) -> None:
         self.template = template
-        self._pictures = PictureCache()
+        self._pictures = PictureCache(0.25 / processes)
+        self._processes = processes
         self._threads = threads
         self._device = pick_device(device)
         self._trained_module = module_of(template.architecture, len(template.names))
         self._tested_module: tuple[str, nn.Module] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        device, threads, processes = str(self._device), self._threads, self._processes
+        return partial(DetectorLearner, self.template, device=device, threads=threads, processes=processes), ()
+
+    def sharing(self, processes: int, threads: int | None) -> DetectorLearner:
+        """The same learner for one of several processes on this machine."""
+        return DetectorLearner(self.template, device=str(self._device), threads=threads, processes=processes)
 
     # -- what the federation asks -------------------------------------------------------------------------------
 
@@ -218,27 +238,39 @@ class DetectorLearner:
 
     # -- checks before a run ------------------------------------------------------------------------------------
 
-    def check_batch_fits(self, plan: TrainSection) -> None:
+    def check_batch_fits(self, plan: TrainSection, at_once: int = 1) -> None:
         """Refuse a batch whose activations cannot fit into the memory that is free now.
 
         Activations of one picture are measured by a forward pass and multiplied; the optimiser's state is added.
 
+        Args:
+            plan: names batch, size and device.
+            at_once: rows that are trained at the same time.
+
         Raises:
             ResourceError: it cannot fit; says which batch would.
         """
-        device = pick_device(plan.device)
-        one = self._activation_bytes(plan)
-        fixed = 4 * self.template.weights.num_bytes
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-        part = plan.batch // plan.accumulate
+        one, fixed = self._activation_bytes(plan), 4 * self.template.weights.num_bytes
+        free, part = _free_memory(plan) // at_once, plan.batch // plan.accumulate
         if fixed + part * one > free:
             fitting = max(0, int((free - fixed) // one))
+            fewer = f", or fewer rows_at_once than {at_once}" if at_once > 1 else ""
             raise ResourceError(
                 f"a batch of {part} pictures at {plan.imgsz} px needs about {(fixed + part * one) / 1e9:.1f} GB, "
-                f"{free / 1e9:.1f} GB are free",
+                f"{free / 1e9:.1f} GB are free{' for each row' if at_once > 1 else ''}",
                 key="train.batch",
-                cure=f"Use a batch of at most {fitting}, or train.accumulate, or a smaller train.imgsz.",
+                cure=f"Use a batch of at most {fitting}, or train.accumulate, or a smaller train.imgsz{fewer}.",
             )
+
+    def rows_that_fit(self, plan: TrainSection) -> int:
+        """How many rows this machine can train at the same time: a core and its memory for each; one on a GPU."""
+        if pick_device(plan.device).type == "cuda":
+            return 1
+        part = plan.batch // plan.accumulate
+        each = _PROCESS_BYTES + 4 * self.template.weights.num_bytes + part * self._activation_bytes(plan)
+        # Half of it is left to decoded pictures and to whatever else the machine does.
+        by_memory = int(0.5 * _free_memory(plan) // each)
+        return max(1, min(cores() // (plan.threads or 1), by_memory))
 
     def _activation_bytes(self, plan: TrainSection) -> int:
         module = module_of(self.template.architecture, len(self.template.names)).train()
@@ -255,13 +287,16 @@ class DetectorLearner:
         del outputs
         return int((sum(seen.values()) - self.template.weights.num_bytes) * (plan.imgsz / side) ** 2)
 
-    def check_views_fit(self, rows: Mapping[str, Sequence[Dataset]], plan: FitPlan, folder: Path) -> dict[str, int]:
+    def check_views_fit(
+        self, rows: Mapping[str, Sequence[Dataset]], plan: FitPlan, folder: Path, at_once: int = 1
+    ) -> dict[str, int]:
         """Refuse more views than the disk has room for; nothing is written.
 
         Args:
-            rows: row → the pictures of its nodes. Rows are trained one after the other, and their views deleted.
+            rows: row → the pictures of its nodes. When a row is finished its views are deleted.
             plan: of any round and node.
             folder: where the run keeps its files.
+            at_once: rows that are trained at the same time.
 
         Returns:
             The bytes that the views of each row will take.
@@ -280,7 +315,7 @@ class DetectorLearner:
                 for row, nodes in rows.items()
             }
 
-        check_space(folder, lambda views: max(needed(views).values()), plan.train.cache_views)
+        check_space(folder, lambda views: sum(heapq.nlargest(at_once, needed(views).values())), plan.train.cache_views)
         return needed(plan.train.cache_views)
 
     def forget(self, folder: Path) -> None:
@@ -386,6 +421,11 @@ class _OptimizerMemory:
         if self._states is not None:
             self._states.save(self._round, state)
             self._states.forget_others(self._round)
+
+
+def _free_memory(plan: TrainSection) -> int:
+    device = pick_device(plan.device)
+    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
 
 
 def _clearest(samples: Sequence[Sample], most: int) -> list[Sample]:

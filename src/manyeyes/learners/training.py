@@ -45,6 +45,7 @@ __all__ = [
     "TrainResult",
     "autocast",
     "checkpoint_activations",
+    "cores",
     "epoch_seed",
     "learning_rate",
     "pick_device",
@@ -224,13 +225,14 @@ def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMan
 
 def pin_threads(threads: int | None) -> int:
     """Set the number of CPU threads torch uses (importing Ultralytics may have reset it); default: all we may use."""
-    count = threads or _usable_cores()
+    count = threads or cores()
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
     return count
 
 
-def _usable_cores() -> int:
+def cores() -> int:
+    """CPU cores this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

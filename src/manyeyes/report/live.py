@@ -49,8 +49,9 @@ class Narrator:
     """
 
     def __init__(self) -> None:
-        self._map50: dict[str, float] = {}
-        self._waiting: dict[str, str] = {}
+        self._map50: dict[tuple[str, str], float] = {}
+        self._waiting: dict[tuple[str, str], str] = {}
+        self._at_once = False
 
     def __call__(self, event: Event) -> list[str]:
         """The lines to show for one event; none for most."""
@@ -60,41 +61,49 @@ class Narrator:
         if kind == "epoch_finished":
             return self._epoch(event)
         if kind == "update_received":
-            text = self._waiting.pop(event["node"], f"[Node {event['node']}] round {event['round']}")
+            text = self._waiting.pop(_fit_of(event), f"{self._who(event)} round {event['round']}")
             return [f"{text} → sending {format_bytes(event['bytes'])}"]
-        lines = self.flush()
+        row = event.get("row")
+        lines = self.flush() if row is None else self.flush(str(row))
         if kind == "evaluated":
             return lines + self._evaluated(event)
         tell = _TELLERS.get(kind)
-        if kind == "row_started":
-            self._map50.clear()
+        if kind == "run_started":
+            self._at_once = event.get("rows_at_once", 1) > 1
         return [*lines, *(tell(event) if tell else ())]
 
-    def flush(self) -> list[str]:
-        """The lines of epochs that no message followed."""
-        lines = list(self._waiting.values())
-        self._waiting.clear()
-        return lines
+    def flush(self, row: str | None = None) -> list[str]:
+        """The lines of epochs that no message followed; of one row, or of all."""
+        waiting = [fit for fit in self._waiting if row is None or fit[0] == row]
+        return [self._waiting.pop(fit) for fit in waiting]
+
+    def _who(self, event: Event) -> str:
+        row = f"{model_label(str(event.get('row', '')))}, " if self._at_once else ""
+        return f"[{row}Node {event['node']}]"
 
     def _epoch(self, event: Event) -> list[str]:
-        node = event["node"]
-        lines = [self._waiting.pop(node)] if node in self._waiting else []
-        text = f"[Node {node}] round {event['round']} epoch {event['epoch']}/{event['epochs']}"
+        fit = _fit_of(event)
+        lines = [self._waiting.pop(fit)] if fit in self._waiting else []
+        text = f"{self._who(event)} round {event['round']} epoch {event['epoch']}/{event['epochs']}"
         text += f" loss {total_loss(event['losses']):.2f}"
-        if node in self._map50:
-            text += f" mAP50 {self._map50[node]:.3f}"
+        if fit in self._map50:
+            text += f" mAP50 {self._map50[fit]:.3f}"
         if event["epoch"] < event["epochs"]:
             return [*lines, text]
-        self._waiting[node] = text
+        self._waiting[fit] = text
         return lines
 
     def _evaluated(self, event: Event) -> list[str]:
         where, map50 = str(event["where"]), float(event["metrics"]["map50"])
         number = f" round {event['round']}" if event.get("round") else ""
         if event["split"] == "val":
-            self._map50[where] = map50
+            self._map50[str(event.get("row", "")), where] = map50
         place = "the pictures of all sites" if where in (MIXED, "pooled") else f"{where}'s pictures"
         return [f"[{model_label(str(event.get('row', '')))}]{number} mAP50 {map50:.3f} on {place} ({event['split']})"]
+
+
+def _fit_of(event: Event) -> tuple[str, str]:
+    return str(event.get("row", "")), str(event["node"])
 
 
 def _tell_run(event: Event) -> list[str]:
@@ -158,7 +167,8 @@ class RunClock:
     """Estimates the time left of a whole run from the rounds that are finished.
 
     A round of a row costs as much as its nodes have training pictures; a round that runs counts by the share of
-    its fits. What an earlier session finished costs nothing now and is left out of the pace.
+    its fits. What an earlier session finished costs nothing now and is left out of the pace. Rows may run at the same
+    time: then the last one may take longer than all the work that is left would with everybody at it.
 
     Args:
         now: seconds on any steady clock.
@@ -166,67 +176,81 @@ class RunClock:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._rows: list[tuple[str, int, float]] = []
+        self._rows: dict[str, _RowClock] = {}
         self._pictures: dict[str, float] = {}
         self._begin: float | None = None
-        self._done = 0.0
-        self._row: str | None = None
-        self._round = 0
-        self._fits: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
         """Take note of one event."""
         kind = event["event"]
         if kind == "run_started":
             self._plan(event)
-        elif kind == "row_started":
-            self._row, self._round = str(event.get("row", "")), int(event.get("resumed_from") or 0)
-            self._fits.clear()
+        row = self._rows.get(str(event.get("row")))
+        if row is None:
+            return
+        if kind == "row_started":
+            row.finished = row.resumed_from = int(event.get("resumed_from") or 0)
         elif kind == "round_started":
-            self._begin = self._now() if self._begin is None else self._begin
-            self._fits.clear()
+            row.begin = self._now() if row.begin is None else row.begin
+            self._begin = row.begin if self._begin is None else self._begin
+            row.fits.clear()
         elif kind == "progress":
-            self._fits[str(_node(event))] = event["step"] / max(event["steps"], 1)
+            row.fits[str(_node(event))] = event["step"] / max(event["steps"], 1)
         elif kind == "round_finished":
-            self._done += self._cost()
-            self._round = int(event["round"])
-            self._fits.clear()
+            row.finished = int(event["round"])
+            row.fits.clear()
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until the last row's last round, or None while nothing is known to go by."""
-        if self._begin is None or not any(row == self._row for row, _, _ in self._rows):
+        """Seconds until the last round of all rows, or None while nothing is known to go by."""
+        done = sum(row.done(self._pictures) for row in self._rows.values())
+        if self._begin is None or done <= 0:
             return None
-        # Merging and testing follow the fits: a round whose fits are done is not done.
-        running = self._cost() * 0.9 * self._share_of_fits()
-        done = self._done + running
-        if done <= 0:
-            return None
-        return (self._now() - self._begin) / done * max(self._cost_left() - running, 0.0)
+        now = self._now()
+        left = {name: row.left(self._pictures) for name, row in self._rows.items()}
+        of_all = (now - self._begin) / done * sum(left.values())
+        return max(of_all, *(row.seconds_left(now, self._pictures) for row in self._rows.values()))
 
     def _plan(self, event: Event) -> None:
         self._pictures = {
             str(s["node_id"]): float(s.get("pictures", {}).get("train", 1)) for s in event.get("sites", ())
         }
         everything = sum(self._pictures.values()) or 1.0
-        self._rows = []
+        self._rows = {}
         for row in event.get("rows", ()):
             cost = sum(self._pictures.get(str(node), 0.0) for node in row.get("nodes", ()))
-            self._rows.append((str(row["row"]), int(row.get("rounds") or 0), cost or everything))
+            self._rows[str(row["row"])] = _RowClock(int(row.get("rounds") or 0), cost or everything)
 
-    def _cost(self) -> float:
-        return next((cost for row, _, cost in self._rows if row == self._row), 0.0)
 
-    def _share_of_fits(self) -> float:
-        weight = {node: self._pictures.get(node, 1.0) for node in self._fits}
-        done = sum(share * weight[node] for node, share in self._fits.items())
-        return min(done / max(self._cost(), sum(weight.values()), 1e-9), 1.0)
+@dataclass(slots=True)
+class _RowClock:
+    """How far a row is; work is counted in pictures."""
 
-    def _cost_left(self) -> float:
-        names = [row for row, _, _ in self._rows]
-        here = names.index(self._row) if self._row in names else 0
-        later = sum(rounds * cost for _, rounds, cost in self._rows[here + 1 :])
-        return later + (self._rows[here][1] - self._round) * self._rows[here][2]
+    rounds: int
+    cost: float
+    finished: int = 0
+    resumed_from: int = 0
+    begin: float | None = None
+    fits: dict[str, float] = field(default_factory=dict)
+
+    def done(self, pictures: Mapping[str, float]) -> float:
+        """Work of this session."""
+        return (self.finished - self.resumed_from) * self.cost + self._running(pictures)
+
+    def left(self, pictures: Mapping[str, float]) -> float:
+        """Work that is still to come."""
+        return max((self.rounds - self.finished) * self.cost - self._running(pictures), 0.0)
+
+    def seconds_left(self, now: float, pictures: Mapping[str, float]) -> float:
+        """At this row's own pace; 0 while it has none."""
+        done = self.done(pictures)
+        return 0.0 if self.begin is None or done <= 0 else (now - self.begin) / done * self.left(pictures)
+
+    def _running(self, pictures: Mapping[str, float]) -> float:
+        # Merging and testing follow the fits: a round whose fits are done is not done.
+        weight = {node: pictures.get(node, 1.0) for node in self.fits}
+        done = sum(share * weight[node] for node, share in self.fits.items())
+        return 0.9 * self.cost * min(done / max(self.cost, sum(weight.values()), 1e-9), 1.0)
 
 
 @dataclass(slots=True)
@@ -238,64 +262,70 @@ class _NodeState:
 
 
 @dataclass(slots=True)
+class _RowState:
+    round: int
+    rounds: int | None
+    nodes: dict[str, _NodeState]
+
+    def node(self, event: Event) -> _NodeState:
+        return self.nodes.setdefault(str(_node(event)), _NodeState())
+
+
+@dataclass(slots=True)
 class _Board:
     """What the terminal shows, kept up to date event by event."""
 
     clock: RunClock = field(default_factory=RunClock)
     title: str = ""
-    row: str = ""
-    round: int = 0
-    rounds: int | None = None
-    nodes: dict[str, _NodeState] = field(default_factory=dict)
+    rows: dict[str, _RowState] = field(default_factory=dict)
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=_LINES_SHOWN))
 
     def take(self, event: Event, lines: Sequence[str]) -> None:
         self.clock(event)
         self.lines.extend(lines)
-        take = _BOARD.get(event["event"])
-        if take:
-            take(self, event)
-
-    def node(self, event: Event) -> _NodeState:
-        return self.nodes.setdefault(str(_node(event)), _NodeState())
+        kind, name = event["event"], str(event.get("row", ""))
+        if kind == "run_started":
+            self.title = str(event.get("name", ""))
+        elif kind == "row_started":
+            nodes = {str(node): _NodeState() for node in event.get("nodes", ())}
+            self.rows[name] = _RowState(int(event.get("resumed_from") or 0), event.get("rounds"), nodes)
+        elif kind == "evaluated" and event["split"] == "test":
+            self.rows.pop(name, None)
+        elif kind in _BOARD:
+            _BOARD[kind](self.rows.setdefault(name, _RowState(0, None, {})), event)
 
     def render(self) -> RenderableType:
-        head = Text.assemble((self.title, "dim"), "  " if self.title else "", (model_label(self.row), "bold"))
-        if self.rounds:
-            head.append(f"  round {self.round} of {self.rounds}")
+        head = Text(self.title, style="dim")
         left = self.clock.seconds_left
         if left is not None:
             head.append(f"  about {format_seconds(left)} left in all", "dim")
         lines = [Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in self.lines]
-        return Group(head, self._bars(), *lines)
-
-    def _bars(self) -> Table:
-        bars = Table.grid(padding=(0, 2))
-        for name, state in self.nodes.items():
-            map50 = "" if state.map50 is None else f"mAP50 {state.map50:.3f}"
-            bar = ProgressBar(total=1.0, completed=state.share, width=24)
-            bars.add_row(Text(name, style="bold"), bar, escape(state.status), map50, Text(state.detail, style="dim"))
-        return bars
+        parts = [part for name, row in self.rows.items() for part in (_row_head(name, row), _row_bars(row))]
+        return Group(head, *parts, *lines)
 
 
-def _board_run(board: _Board, event: Event) -> None:
-    board.title = str(event.get("name", ""))
+def _row_head(name: str, row: _RowState) -> Text:
+    head = Text(model_label(name), style="bold")
+    return head.append(f"  round {row.round} of {row.rounds}", "not bold") if row.rounds else head
 
 
-def _board_row(board: _Board, event: Event) -> None:
-    board.row, board.rounds = str(event.get("row", "")), event.get("rounds")
-    board.round = int(event.get("resumed_from") or 0)
-    board.nodes = {str(node): _NodeState() for node in event.get("nodes", ())}
+def _row_bars(row: _RowState) -> Table:
+    bars = Table.grid(padding=(0, 2))
+    for name, state in row.nodes.items():
+        map50 = "" if state.map50 is None else f"mAP50 {state.map50:.3f}"
+        bar = ProgressBar(total=1.0, completed=state.share, width=24)
+        bars.add_row(Text(name, style="bold"), bar, escape(state.status), map50, Text(state.detail, style="dim"))
+    return bars
 
 
-def _board_round(board: _Board, event: Event) -> None:
-    board.round = int(event["round"])
-    for state in board.nodes.values():
+def _board_round(row: _RowState, event: Event) -> None:
+    row.round = int(event["round"])
+    for state in row.nodes.values():
         state.share, state.status, state.detail = 0.0, "waiting", ""
 
 
-def _board_progress(board: _Board, event: Event) -> None:
-    state = board.node(event)
+def _board_progress(row: _RowState, event: Event) -> None:
+    state = row.node(event)
     state.share = event["step"] / max(event["steps"], 1)
     state.status = f"epoch {event['epoch']}/{event['epochs']}"
     loss = total_loss(event.get("losses", {}))
@@ -303,26 +333,24 @@ def _board_progress(board: _Board, event: Event) -> None:
     state.detail = f"loss {loss:.2f}  {event.get('images_per_second', 0.0):.1f} pictures/s  {left} left"
 
 
-def _board_update(board: _Board, event: Event) -> None:
-    state = board.node(event)
+def _board_update(row: _RowState, event: Event) -> None:
+    state = row.node(event)
     state.share, state.status = 1.0, f"sent {format_bytes(event['bytes'])}"
     state.detail = f"{format_seconds(event['seconds'])}" if "seconds" in event else ""
 
 
-def _board_refusal(board: _Board, event: Event) -> None:
-    state = board.node(event)
+def _board_refusal(row: _RowState, event: Event) -> None:
+    state = row.node(event)
     state.status, state.detail = "refused", str(event["reason"])
 
 
-def _board_evaluated(board: _Board, event: Event) -> None:
+def _board_evaluated(row: _RowState, event: Event) -> None:
     where = str(event["where"])
-    if event["split"] == "val" and where in board.nodes:
-        board.nodes[where].map50 = float(event["metrics"]["map50"])
+    if where in row.nodes:
+        row.nodes[where].map50 = float(event["metrics"]["map50"])
 
 
-_BOARD: dict[str, Callable[[_Board, Event], None]] = {
-    "run_started": _board_run,
-    "row_started": _board_row,
+_BOARD: dict[str, Callable[[_RowState, Event], None]] = {
     "round_started": _board_round,
     "progress": _board_progress,
     "update_received": _board_update,

@@ -1,7 +1,7 @@
 """The run log: everything that happens in a run, one JSON object a line, in the order it happened.
 
     event            fields besides time (seconds since 1970) and row ("untrained", "alone-A", "together", "pooled")
-    run_started      name, seed, template, names, manyeyes, torch, machine, sites: [{node_id, annotates,
+    run_started      name, seed, template, names, manyeyes, torch, machine, rows_at_once, sites: [{node_id, annotates,
                      pictures: {split: n}, objects: {split: {class: n}}}], rows: [{row, rounds, nodes}]
     views_planned    views (of each picture), bytes: {row: most that its views take on the disk}; before any is written
     row_started      nodes, rounds, resumed_from (last round that was kept, or null)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -277,9 +276,8 @@ def summarise(events: Iterable[Event]) -> Summary:
     counted = without_redone(raw)
     started = next((e for e in reversed(counted) if e["event"] == "run_started"), {})
     site_ids = [str(site["node_id"]) for site in started.get("sites", ())]
-    seconds = _seconds_by_row(raw)
     rows = tuple(
-        _summarise_row(name, [e for e in counted if e.get("row") == name], seconds.get(name, 0.0))
+        _summarise_row(name, [e for e in counted if e.get("row") == name], _seconds(raw, name))
         for name in _ordered({str(e["row"]) for e in counted if e.get("row") is not None}, site_ids)
     )
     tested = {where for row in rows for where in row.tests} - {MIXED}
@@ -290,7 +288,7 @@ def summarise(events: Iterable[Event]) -> Summary:
         names=tuple(started.get("names", ())) or _names_in(rows),
         rows=rows,
         sites=tuple(_summarise_site(site, {row.row: row for row in rows}) for site in sites),
-        seconds=sum(seconds.values()),
+        seconds=_seconds(raw),
         finished=bool(counted) and counted[-1]["event"] == "run_finished",
     )
 
@@ -355,14 +353,18 @@ def _ordered(rows: set[str], site_ids: Sequence[str]) -> list[str]:
     return [row for row in (*known, *others, *last) if row in rows]
 
 
-def _seconds_by_row(events: Sequence[Event]) -> dict[str, float]:
-    """Time from event to event, by row; what lies before a new session is a pause."""
-    seconds: dict[str, float] = {}
-    for before, event in itertools.pairwise(events):
-        if event["event"] != "run_started" and not event.get("resumed_from"):
-            row = str(event.get("row") or before.get("row") or "")
-            seconds[row] = seconds.get(row, 0.0) + max(0.0, event["time"] - before["time"])
-    return seconds
+def _seconds(events: Iterable[Event], row: str | None = None) -> float:
+    """Time from a session's first event to its last, over all sessions of a run; of one row, or of all.
+
+    What lies before a new session is a pause.
+    """
+    spans: list[list[float]] = []
+    for event in events:
+        if event["event"] == "run_started":
+            spans.append([])
+        if spans and row in (None, event.get("row")):
+            spans[-1].append(event["time"])
+    return sum(times[-1] - times[0] for times in spans if times)
 
 
 def _summarise_row(name: str, events: Sequence[Event], seconds: float) -> RowSummary:
