@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import cv2
@@ -40,7 +41,7 @@ def resize_long_side(picture: Picture, side: int) -> Picture:
 
 
 class PictureCache:
-    """Pictures decoded and scaled once.
+    """Pictures decoded and scaled once; many threads may ask for them.
 
     Args:
         share: share of the memory available now that the cache may fill; what does not fit is decoded each time.
@@ -49,6 +50,7 @@ class PictureCache:
     def __init__(self, share: float = 0.25) -> None:
         self._kept: dict[tuple[Path, int], Picture] = {}
         self._sizes: dict[Path, tuple[int, int]] = {}
+        self._lock = threading.Lock()
         self._room = int(psutil.virtual_memory().available * share)
 
     def get(self, path: Path, side: int) -> Picture:
@@ -60,9 +62,10 @@ class PictureCache:
             self._sizes[path] = (whole.shape[0], whole.shape[1])
             picture = resize_long_side(whole, side)
             picture.setflags(write=False)
-            if picture.nbytes <= self._room:
-                self._kept[key] = picture
-                self._room -= picture.nbytes
+            with self._lock:
+                if key not in self._kept and picture.nbytes <= self._room:
+                    self._kept[key] = picture
+                    self._room -= picture.nbytes
         return picture
 
     def original_size(self, path: Path) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from manyeyes.config import TrainSection
 from manyeyes.datasets.sample import Sample
 from manyeyes.errors import DataError, ResourceError
 from manyeyes.learners import yolo
-from manyeyes.learners.batches import AugmentedBatches, ahead, may_be_mosaic, order_of
+from manyeyes.learners.batches import AugmentedBatches, ahead, is_made_beside, may_be_mosaic, order_of
 from manyeyes.learners.learner import FitPlan
 from manyeyes.learners.training import Batch, Session, autocast, pick_precision, scaled
 
@@ -299,8 +299,11 @@ class CachedViews:
 
     def batches(self, session: Session) -> Iterator[Sequence[Batch]]:
         """See `BatchSource.batches`."""
-        with ahead(self._make(session)) as batches:
-            yield from batches
+        if is_made_beside(self._plan.train):
+            with ahead(self._make(session)) as batches:
+                yield from batches
+        else:
+            yield from self._make(session)
 
     def _make(self, session: Session) -> Iterator[Sequence[Batch]]:
         for epoch, mosaic, parts in order_of(session, self.num_examples):
