@@ -187,6 +187,10 @@ StrategySection = Annotated[
 ]
 
 
+Weighting = Literal["examples", "equal", "inverse_sqrt"]
+"""What an update counts by: its site's pictures, one, or one divided by the root of its site's pictures."""
+
+
 class FederationSection(Section):
     """How rounds are held."""
 
@@ -201,7 +205,7 @@ class FederationSection(Section):
         1, ge=1, validation_alias=AliasChoices("min_nodes", "min_fit_clients"), description="least nodes a round"
     )
     strategy: StrategySection = FedAvgSection()
-    weighting: Literal["examples", "equal"] = Field("examples", description="what a site's update counts by")
+    weighting: Weighting = Field("examples", description="what a site's update counts by")
     personal: tuple[str, ...] = Field((), description="patterns of tensor names that stay at the node, or 'bn'")
     deadline: float | None = Field(None, gt=0, description="seconds a round waits for updates")
     keep: Literal["last", "best"] = Field(

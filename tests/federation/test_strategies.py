@@ -179,11 +179,11 @@ def test_statistics_are_pooled_as_if_all_samples_were_one(offset: float) -> None
     assert buffers["norm.num_batches_tracked"].dtype == np.int64
 
 
-@pytest.mark.parametrize(("weighting", "expected"), [("examples", 1.3), ("equal", 2.0)])
-def test_a_small_node_counts_by_its_pictures_or_like_any_other(weighting: Any, expected: float) -> None:
+@pytest.mark.parametrize(("weighting", "expected"), [("examples", 1.2), ("equal", 2.0), ("inverse_sqrt", 2.5)])
+def test_a_small_node_counts_by_its_pictures_like_any_other_or_more(weighting: Any, expected: float) -> None:
     merge = Merge(norm_weights(), weighting)
-    merge.add(update([1.0, 1.0, 1.0], 17))
-    merge.add(update([3.0, 3.0, 3.0], 3))
+    merge.add(update([1.0, 1.0, 1.0], 18))
+    merge.add(update([3.0, 3.0, 3.0], 2))
     np.testing.assert_allclose(merge.result().delta["w"], expected, rtol=1e-6)
 
 

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manyeyes.learners.batches import order_of
+from manyeyes.config import TrainSection
+from manyeyes.datasets.sample import Dataset
+from manyeyes.learners import batches
+from manyeyes.learners.batches import AugmentedBatches, is_made_beside, order_of
 from manyeyes.learners.learner import FitPlan
-from manyeyes.learners.training import Session
+from manyeyes.learners.pictures import PictureCache
+from manyeyes.learners.training import Batch, Session
 
 from .conftest import small_plan
 
@@ -48,3 +54,33 @@ def test_a_batch_in_parts_holds_the_same_pictures() -> None:
     whole, parts = small_plan(batch=8), small_plan(batch=8, accumulate=4)
     assert pictures_of(whole, 21) == pictures_of(parts, 21)
     assert [len(p) for _, _, p in order_of(Session.of(parts, 21), 21)] == [4, 4, 4]
+
+
+def made(site: Dataset, plan: FitPlan) -> tuple[list[Batch], set[str]]:
+    """The batches of a session, and the threads that drew their pictures."""
+    threads: set[str] = set()
+
+    class Watched(AugmentedBatches):
+        def draw(self, index: int, *, mosaic: bool, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+            threads.add(threading.current_thread().name)
+            return super().draw(index, mosaic=mosaic, seed=seed)
+
+    source = Watched(site.split("train"), frozenset({0, 1}), 3, PictureCache(), plan)
+    session = Session.of(plan, source.num_examples)
+    return [part for parts in source.batches(session) for part in parts], threads
+
+
+@pytest.mark.parametrize(("threads", "beside"), [(3, True), (4, False), (None, False)])
+def test_batches_are_the_same_whether_they_are_made_beside_the_step_or_in_turn_with_it(
+    site: Dataset, monkeypatch: pytest.MonkeyPatch, threads: int | None, beside: bool
+) -> None:
+    monkeypatch.setattr(batches, "cores", lambda: 4)
+    section = TrainSection(imgsz=64, batch=4, steps=6, threads=threads, device="cpu")
+    assert is_made_beside(section) is beside
+    plan = FitPlan(train=section, round=0, rounds=1, seed=3)
+    found, drew = made(site, plan)
+    assert drew == {"manyeyes-augmentation"} if beside else all("augmentation_" in thread for thread in drew)
+    expected, _ = made(site, plan.model_copy(update={"train": section.model_copy(update={"threads": 1})}))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert all(torch.equal(ours.targets[name], theirs.targets[name]) for name in theirs.targets)

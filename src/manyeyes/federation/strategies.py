@@ -10,10 +10,11 @@ Symbols: Δ the mean delta (after − before), η `server_lr`, m the first and v
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from manyeyes.config import (
     FedYogiSection,
     ScaffoldSection,
     StrategySection,
+    Weighting,
 )
 from manyeyes.federation.batchnorm import moments, pool
 from manyeyes.learners.learner import FitPlan
@@ -233,18 +235,28 @@ def build_strategy(section: StrategySection) -> Strategy:
             return Scaffold(section.server_lr)
 
 
+# Whole numbers, so that sums are exact.
+_WEIGHTS: dict[str, Callable[[int], int]] = {
+    "examples": lambda num_examples: num_examples,
+    "equal": lambda num_examples: 1,
+    "inverse_sqrt": lambda num_examples: round(2**20 / math.sqrt(num_examples)),
+}
+
+
 class Merge:
     """The weighted mean of a round's updates, taken as they arrive: any order gives the same bits, memory is constant.
 
     Args:
         before: the weights the round began with.
         weighting: "examples" counts a site by its pictures (McMahan et al. 2017); "equal" counts every site the same,
-            so that a small site which differs from the others is heard. BatchNorm's statistics are pooled alike.
+            so that a small site which differs from the others is heard; "inverse_sqrt" counts a site by one divided by
+            the root of its pictures: at equal epochs a small site takes fewer steps and comes less far, about by that
+            root where steps differ in direction, so all come equally far. BatchNorm's statistics are pooled alike.
     """
 
-    def __init__(self, before: Weights, weighting: Literal["examples", "equal"] = "examples") -> None:
+    def __init__(self, before: Weights, weighting: Weighting = "examples") -> None:
         self._before = before
-        self._equal = weighting == "equal"
+        self._weight_of = _WEIGHTS[weighting]
         self._mean = ExactMean()
         self._counters: dict[str, Array] = {}
         self.num_updates = 0
@@ -258,7 +270,7 @@ class Merge:
         deltas = {f"delta/{name}": array for name, array in update.delta.items()}
         buffers = {f"buffer/{name}": array for name, array in moments(update.buffers, self._before).items()}
         controls = {f"{_CONTROL}{name}": array for name, array in update.control.items()}
-        self._mean.add({**deltas, **buffers, **controls}, 1 if self._equal else update.num_examples)
+        self._mean.add({**deltas, **buffers, **controls}, self._weight_of(update.num_examples))
         for name, array in update.buffers.items():
             if array.dtype.kind != "f":
                 self._counters[name] = np.maximum(self._counters.get(name, array), array)
