@@ -30,8 +30,9 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def claim(text: str, ours: Sequence[float], peer: Sequence[float], target: float, better: str) -> Claim:
-    """One claim with its raw samples; the ratio is that of the medians."""
-    ratio = statistics.median(ours) / statistics.median(peer)
+    """One claim with its raw samples; the ratio is that of the medians, and 0 where the peer has nothing."""
+    theirs = statistics.median(peer)
+    ratio = statistics.median(ours) / theirs if theirs else 0.0
     return {
         "claim": text,
         "ours": list(ours),
