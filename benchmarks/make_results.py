@@ -1,4 +1,4 @@
-"""Build benchmarks/RESULTS.md from the kept cells.
+"""Build benchmarks/RESULTS.md, and the tables of both READMEs, from the kept cells.
 
 python benchmarks/make_results.py
 """
@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import RESULTS, commit
+import training_accuracy
+import views_accuracy
+from cells import RESULTS, Claim, commit
 
 from manyeyes.weights import write_atomically
 
@@ -89,21 +91,56 @@ def accuracy(title: str, command: str, cells: dict[str, Cell]) -> list[str]:
     ]
 
 
-def costs(cells: dict[str, Cell]) -> list[str]:
-    """The section of the round's cost."""
+def of_claims(title: str, command: str, cells: dict[str, Cell], claims: Sequence[Claim] | None = None) -> list[str]:
+    """The section of claims: those that the cells hold, or those that were made from them."""
     if not cells:
         return []
-    lines = ["## What a round costs beyond training", "", "`python benchmarks/round_cost.py`", "", origin(cells), ""]
+    lines = [f"## {title}", "", f"`{command}`", "", origin(cells), ""]
     lines += ["| claim | ratio | target | ours | peer |", "| --- | --- | --- | --- | --- |"]
-    for row in next(iter(cells.values()))["samples"]:
+    for row in claims or [row for cell in cells.values() for row in cell["samples"]]:
         sign = "≥" if row["better"] == "higher" else "≤"
         ours, peer = (" ".join(f"{value:.4g}" for value in row[key]) for key in ("ours", "peer"))
-        lines.append(f"| {row['claim']} | {row['ratio']:.3f} | {sign} {row['target']} | {ours} | {peer} |")
+        lines.append(f"| {row['claim']} | {row['ratio']:.3f} | {sign} {row['target']:.3g} | {ours} | {peer} |")
     return [*lines, ""]
 
 
+def fill(readme: Path, name: str, cells: dict[str, Cell]) -> None:
+    """Put the tables of some cells between a README's two marks of that name."""
+    if not cells:
+        return
+    text = readme.read_text(encoding="utf-8")
+    start, end = f"<!-- {name}-table:start -->", f"<!-- {name}-table:end -->"
+    seeds = ", ".join(str(cell["seed"]) for cell in cells.values())
+    mixed, own = _CHINESE if ".zh-" in readme.name else _ENGLISH
+    lines = [
+        mixed.format(count=len(cells), seeds=seeds),
+        "",
+        *table_of_rows(cells),
+        "",
+        own,
+        "",
+        *table_of_sites(cells),
+    ]
+    before, after = text[: text.index(start)], text[text.index(end) :]
+    write_atomically(readme, f"{before}{start}\n" + "\n".join(lines) + f"\n{after}")
+
+
+_ENGLISH = (
+    "Mean ± standard deviation of {count} seeds ({seeds}), all sites' test pictures as one set:",
+    "The same models on each site's own test pictures (mAP50):",
+)
+_CHINESE = (
+    "{count} 个随机种子（{seeds}）的均值 ± 标准差，所有站点的测试图片合为一集：",
+    "同样的模型在各站点自己的测试图片上（mAP50）：",
+)
+
+
 def main() -> None:
-    """Write the page."""
+    """Write the page and fill the READMEs."""
+    for readme in ("README.md", "README.zh-CN.md"):
+        for name, cells in (("demo", "three_sites"), ("streets", "streets"), ("bccd", "bccd")):
+            fill(RESULTS.parents[1] / readme, name, read(cells))
+    compared, views = read("training_accuracy"), read("views_accuracy")
     lines = [
         "# Results",
         "",
@@ -119,7 +156,29 @@ def main() -> None:
             read("streets_thermal"),
         ),
         *accuracy("Blood cells", "python benchmarks/real_sites.py --only bccd", read("bccd")),
-        *costs(read("round_cost")),
+        *of_claims(
+            "What a round costs beyond training",
+            "python benchmarks/round_cost.py",
+            read("round_cost"),
+        ),
+        *of_claims(
+            "Speed and memory of local training, against Ultralytics' trainer",
+            "python benchmarks/training_speed.py",
+            read("training_speed"),
+        ),
+        *of_claims(
+            "Accuracy of local training, against Ultralytics' trainer",
+            "python benchmarks/training_accuracy.py",
+            compared,
+            training_accuracy.claims_of(list(compared.values())) if compared else None,
+        ),
+        *([f"{training_accuracy.lower_bound(list(compared.values()))}.", ""] if compared else []),
+        *of_claims(
+            "What a few cached views do to accuracy",
+            "python benchmarks/views_accuracy.py",
+            views,
+            views_accuracy.claims_of(list(views.values())) if views else None,
+        ),
         "# Earlier recipes",
         "",
         "Kept for comparison; their commands stand at the commits that are named.",

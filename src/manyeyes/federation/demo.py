@@ -18,8 +18,9 @@ __all__ = ["DEMO_SITES", "demo_config", "prepare_demo"]
 DEMO_SITES = {"A": "a_office", "B": "b_crossroads", "C": "c_night"}
 
 _MARKER = "demo.json"
-# Sites that differ this much would pull BatchNorm's statistics apart and drown the smallest of them, and what only one
-# of three can teach is a third of their mean: short rounds allow the server to take longer steps. See docs/demo.md.
+# Sites that differ this much would pull BatchNorm's statistics apart; the smallest, whose round is one step, would
+# not be heard, and what only one of three can teach is a third of their mean: short rounds allow the server to take
+# longer steps. See docs/demo.md.
 _TRAIN = {
     "batch": 8,
     "epochs": 1 / 3,
@@ -29,15 +30,13 @@ _TRAIN = {
     "batchnorm": "frozen",
     "augment": {"mosaic": 0.5},
 }
-_FEDERATION = {"weighting": "equal", "strategy": {"name": "fedavg", "server_lr": 2.5}, "min_nodes": 3}
+_FEDERATION = {"weighting": "inverse_sqrt", "strategy": {"name": "fedavg", "server_lr": 2.5}, "min_nodes": 3}
 # 72 pictures, and 24 at night, make batches of 8 that are all full: every row sees every picture equally often.
-_FULL: dict[str, Any] = {"images": 72, "imgsz": 256, "rounds": 60, "every": 10}
+_FULL: dict[str, Any] = {"images": 72, "imgsz": 256, "rounds": 135, "every": 15}
 _QUICK: dict[str, Any] = {"images": 72, "imgsz": 256, "rounds": 6, "every": 3}
 
 
-def demo_config(
-    output: Path, *, quick: bool = False, seed: int = 0, name: str = "demo", rounds: int | None = None
-) -> RunConfig:
+def demo_config(output: Path, *, quick: bool = False, seed: int = 0, name: str = "demo") -> RunConfig:
     """The demo's configuration; its sites lie in the run's folder.
 
     Args:
@@ -45,7 +44,6 @@ def demo_config(
         quick: smaller pictures, fewer of them, fewer rounds.
         seed: of the run and of the scenes.
         name: of the run.
-        rounds: instead of the demo's own number, which ends within ten minutes on two cores.
     """
     size = _QUICK if quick else _FULL
     sites = [
@@ -60,7 +58,7 @@ def demo_config(
             "sites": sites,
             "compare": ["untrained", "alone", "together", "pooled"],
             "train": {**_TRAIN, "imgsz": size["imgsz"]},
-            "federation": {**_FEDERATION, "rounds": rounds or size["rounds"]},
+            "federation": {**_FEDERATION, "rounds": size["rounds"]},
             "evaluate": {"every": size["every"]},
         }
     )
