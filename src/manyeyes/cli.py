@@ -28,6 +28,12 @@ data_app = typer.Typer(
     no_args_is_help=True, help="Check, convert, split and make datasets.", rich_markup_mode="markdown"
 )
 app.add_typer(data_app, name="data")
+coordinator_app = typer.Typer(
+    no_args_is_help=True, help="Prepare a coordinator and say who may take part.", rich_markup_mode="markdown"
+)
+app.add_typer(coordinator_app, name="coordinator")
+node_app = typer.Typer(no_args_is_help=True, help="Prepare a site's node.", rich_markup_mode="markdown")
+app.add_typer(node_app, name="node")
 
 
 class Layout(StrEnum):
@@ -54,6 +60,9 @@ Overrides = Annotated[
 ]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out pictures that cannot be used.")]
 Size = Annotated[int | None, typer.Option(help="Long side in pixels; default: as trained.", min=32, max=2048)]
+CoordinatorFolder = Annotated[Path, typer.Option("--folder", help="The coordinator's state folder.")]
+Names = Annotated[list[str], typer.Option("--name", help="Host name or IP address that nodes reach it by. Repeatable.")]
+NodeId = Annotated[str, typer.Argument(help="The node's name in the federation.")]
 Seed = Annotated[int, typer.Option(help="Everything random follows from it.", min=0)]
 
 
@@ -85,6 +94,7 @@ _EXTRAS = {
     "psutil": "train",
     "tensorboard": "train",
     "flwr": "federation",
+    "cryptography": "federation",
 }
 
 
@@ -356,6 +366,80 @@ def scenes(
         contact_sheet(out, 6, out / "contact_sheet.jpg", limit=30)
     for folder in folders.values():
         Console().print(f"Written: {folder}", highlight=False, soft_wrap=True)
+
+
+@coordinator_app.command("init", epilog="Example: `manyeyes coordinator init --name eyes.example.org --name 10.0.0.5`")
+def coordinator_init(names: Names, folder: CoordinatorFolder = Path("coordinator")) -> None:
+    """Make the coordinator's own authority and its certificate."""
+    from manyeyes.federation.keys import AUTHORITY, make_authority
+
+    mark = make_authority(folder, names)
+    print(f"The authority is in {folder / AUTHORITY}: give this file to every node.")  # noqa: T201
+    print(f"Its fingerprint, to be compared at each node: {mark}")  # noqa: T201
+
+
+@coordinator_app.command("renew", epilog="Example: `manyeyes coordinator renew --name eyes.example.org`")
+def coordinator_renew(names: Names, folder: CoordinatorFolder = Path("coordinator")) -> None:
+    """Make a new certificate before the old one expires; nodes need do nothing."""
+    from manyeyes.federation.keys import SERVER, renew_server
+
+    renew_server(folder, names)
+    print(f"{folder / SERVER} is new. A coordinator that is running takes it when it is started again.")  # noqa: T201
+
+
+@coordinator_app.command(epilog="Example: `manyeyes coordinator admit A --key from_A/node.pub`")
+def admit(
+    node_id: NodeId,
+    key: Annotated[Path, typer.Option(help="The file node.pub that `manyeyes node init` made.")],
+    folder: CoordinatorFolder = Path("coordinator"),
+) -> None:
+    """Let a node take part. Compare the fingerprint with the one its operator reads to you first."""
+    from manyeyes.federation.admission import Members
+    from manyeyes.federation.keys import read_public_key
+
+    member = Members(folder).admit(node_id, read_public_key(key))
+    print(f"{member.node_id} may take part. Its fingerprint: {member.fingerprint}")  # noqa: T201
+
+
+@coordinator_app.command(epilog="Example: `manyeyes coordinator revoke B`")
+def revoke(node_id: NodeId, folder: CoordinatorFolder = Path("coordinator")) -> None:
+    """Shut a node out. Its key is never let in again."""
+    from manyeyes.federation.admission import Members
+
+    member = Members(folder).revoke(node_id)
+    print(f"{member.node_id} is shut out. Its fingerprint was: {member.fingerprint}")  # noqa: T201
+
+
+@coordinator_app.command(epilog="Example: `manyeyes coordinator members --json`")
+def members(folder: CoordinatorFolder = Path("coordinator"), as_json: Json = False) -> None:
+    """Show who may take part, and who was shut out."""
+    from dataclasses import asdict
+
+    from manyeyes.federation.admission import Members
+
+    register = list(Members(folder))
+    if as_json:
+        _print_json([{**asdict(member), "fingerprint": member.fingerprint} for member in register])
+        return
+    for member in register:
+        state = f"shut out {member.revoked}" if member.revoked else f"since {member.admitted}"
+        print(f"{member.node_id:16} {member.fingerprint}  {state}")  # noqa: T201
+    if not register:
+        print("Nobody has been admitted yet.")  # noqa: T201
+
+
+@node_app.command("init", epilog="Example: `manyeyes node init --node-id A`")
+def node_init(
+    node_id: Annotated[str, typer.Option("--node-id", help="The node's name in the federation.")],
+    folder: Annotated[Path | None, typer.Option("--folder", help="Its state folder; default: nodes/NODE_ID.")] = None,
+) -> None:
+    """Make this node's key; the private half never leaves this machine."""
+    from manyeyes.federation.keys import NODE_PUBLIC, make_node_key
+
+    state = folder or Path("nodes") / node_id
+    mark = make_node_key(state, node_id)
+    print(f"Send {state / NODE_PUBLIC} to the coordinator's operator, and read this fingerprint to them:")  # noqa: T201
+    print(mark)  # noqa: T201
 
 
 if __name__ == "__main__":

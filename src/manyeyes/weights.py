@@ -270,8 +270,8 @@ def load_weights(path: Path | str) -> tuple[Weights, dict[str, str]]:
         raise WeightsError(f"not a readable safetensors file ({error})", file=path) from error
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that a reader, or a crash, never meets half of it.
+def write_atomically(path: Path, content: bytes | str, mode: int = 0o644) -> None:
+    """Write a file so that a reader, or a crash, never meets half of it, nor anyone what `mode` keeps from them.
 
     Raises:
         ResourceError: the folder or file cannot be written.
@@ -285,7 +285,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
+            Path(temporary).chmod(mode)
             Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

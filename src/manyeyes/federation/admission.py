@@ -1,0 +1,154 @@
+"""Who may take part: the coordinator's register of nodes and their public keys, kept in one file.
+
+The file is the truth: whoever guards a door looks a key up here at each request, so a node that is revoked is shut out
+at once and one that is admitted need not wait for a restart.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from manyeyes.config import NODE_ID_PATTERN
+from manyeyes.errors import ConfigError, nearest
+from manyeyes.federation.keys import fingerprint, same_key
+from manyeyes.weights import write_atomically
+
+__all__ = ["MEMBERS", "Member", "Members"]
+
+MEMBERS = "members.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node that was let in.
+
+    Attributes:
+        node_id: its name in the federation.
+        public_key: in OpenSSH's format, without a comment.
+        admitted, revoked: when, as ISO 8601 in UTC; `revoked` is None for those that may take part.
+    """
+
+    node_id: str
+    public_key: str
+    admitted: str
+    revoked: str | None = None
+
+    @property
+    def key(self) -> ec.EllipticCurvePublicKey:
+        """The public key."""
+        key = serialization.load_ssh_public_key(self.public_key.encode())
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        return key
+
+    @property
+    def fingerprint(self) -> str:
+        """As people compare it."""
+        return fingerprint(self.key)
+
+
+class Members:
+    """The register.
+
+    Args:
+        folder: the coordinator's state folder; the file is made with the first node that is admitted.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / MEMBERS
+        self._read_at: tuple[int, int] | None = None
+        self._members: tuple[Member, ...] = ()
+
+    def __iter__(self) -> Iterator[Member]:
+        """All who were ever admitted, in the order they were.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        return iter(self._current())
+
+    def find(self, key: ec.EllipticCurvePublicKey) -> Member | None:
+        """Who may take part with a key: None if it was never admitted, or was revoked."""
+        return next((m for m in self._current() if m.revoked is None and same_key(m.key, key)), None)
+
+    def admit(self, node_id: str, key: ec.EllipticCurvePublicKey) -> Member:
+        """Let a node in.
+
+        Raises:
+            ConfigError: the name cannot be a node's or is taken, or the key was admitted or revoked before.
+        """
+        if not re.fullmatch(NODE_ID_PATTERN, node_id):
+            raise ConfigError(f"{node_id!r} cannot be a node's name", cure="Use letters, digits, '.', '-' and '_'.")
+        members = self._current()
+        for member in members:
+            if same_key(member.key, key):
+                how = "was revoked" if member.revoked else "was admitted already"
+                raise ConfigError(
+                    f"this key {how}, as {member.node_id}",
+                    file=self.path,
+                    cure="Each node has a key of its own: make one with `manyeyes node init`.",
+                )
+            if member.node_id == node_id and member.revoked is None:
+                raise ConfigError(
+                    f"{node_id} takes part with another key ({member.fingerprint})",
+                    file=self.path,
+                    cure=f"If it was replaced, first: manyeyes coordinator revoke {node_id}",
+                )
+        public = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+        member = Member(node_id, public.decode(), _now())
+        self._write((*members, member))
+        return member
+
+    def revoke(self, node_id: str) -> Member:
+        """Shut a node out. Its key can never be admitted again; its name can, with another key.
+
+        Raises:
+            ConfigError: no node of that name takes part.
+        """
+        members = self._current()
+        active = {member.node_id: member for member in members if member.revoked is None}
+        if node_id not in active:
+            guess = nearest(node_id, active)
+            known = f"Did you mean {guess!r}?" if guess else f"Known are: {', '.join(active) or 'none'}."
+            raise ConfigError(f"no node {node_id!r} takes part", file=self.path, cure=known)
+        revoked = replace(active[node_id], revoked=_now())
+        self._write(tuple(revoked if member is active[node_id] else member for member in members))
+        return revoked
+
+    def _current(self) -> tuple[Member, ...]:
+        """As they stand in the file now; it is read again only when it was replaced."""
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            return ()
+        stamp = (status.st_mtime_ns, status.st_ino)
+        if stamp != self._read_at:
+            self._members = self._load()
+            self._read_at = stamp
+        return self._members
+
+    def _load(self) -> tuple[Member, ...]:
+        try:
+            members = tuple(Member(**values) for values in json.loads(self.path.read_text(encoding="utf-8")))
+            for member in members:
+                _ = member.key
+        except (OSError, ValueError, TypeError, AssertionError) as error:
+            raise ConfigError(
+                "is damaged, so nobody can be let in", file=self.path, cure="Restore it from a backup."
+            ) from error
+        return members
+
+    def _write(self, members: tuple[Member, ...]) -> None:
+        write_atomically(self.path, json.dumps([asdict(member) for member in members], indent=2) + "\n", mode=0o600)
+        self._read_at = None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
