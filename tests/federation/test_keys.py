@@ -29,10 +29,9 @@ def shake_hands(folder: Path, name: str, trusted: Path) -> str | None:
 
         def serve() -> None:
             connection, _ = listener.accept()
-            with connection:
-                # Where the client refuses, which is what it is asked about, this end fails too.
-                with contextlib.suppress(OSError):
-                    server.wrap_socket(connection, server_side=True).close()
+            # Where the client refuses, which is what it is asked about, this end fails too.
+            with connection, contextlib.suppress(OSError):
+                server.wrap_socket(connection, server_side=True).close()
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
