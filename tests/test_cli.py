@@ -430,3 +430,27 @@ def test_data_scenes_writes_sites_that_pass_the_doctor(
         assert call(monkeypatch, "data", "check", folder / site, "--no-near-duplicates") == 0
     assert call(monkeypatch, "data", "scenes", "--out", folder) == 2
     assert "not an empty folder" in capsys.readouterr().err
+
+
+def test_a_node_joins_and_is_shut_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def said(*arguments: object) -> str:
+        assert call(monkeypatch, *arguments) == 0
+        return capsys.readouterr().out
+
+    assert "coordinator/ca.crt: give this file to every node" in said("coordinator", "init", "--name", "localhost")
+    read_out = said("node", "init", "--node-id", "A").splitlines()[-1]
+    assert read_out in said("coordinator", "admit", "A", "--key", "nodes/A/node.pub")
+    (member,) = json.loads(said("coordinator", "members", "--json"))
+    assert (member["node_id"], member["fingerprint"], member["revoked"]) == ("A", read_out, None)
+    assert read_out in said("coordinator", "members")
+    assert "A is shut out" in said("coordinator", "revoke", "A")
+    assert "shut out 20" in said("coordinator", "members")
+    assert call(monkeypatch, "coordinator", "admit", "A", "--key", "nodes/A/node.pub") == 2
+    assert "this key was revoked, as A" in " ".join(capsys.readouterr().err.split())
+    before = (tmp_path / "coordinator" / "server.pem").read_bytes()
+    assert "is new" in said("coordinator", "renew", "--name", "localhost")
+    assert (tmp_path / "coordinator" / "server.pem").read_bytes() != before
