@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from manyeyes.errors import ManyeyesError, ResourceError
+from manyeyes.errors import ConfigError, ManyeyesError, ResourceError
 
 __all__ = ["app", "main"]
 
@@ -29,10 +29,18 @@ data_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 coordinator_app = typer.Typer(
-    no_args_is_help=True, help="Prepare a coordinator and say who may take part.", rich_markup_mode="markdown"
+    invoke_without_command=True,
+    help="Hold a run among sites on machines of their own, and say who may take part.",
+    rich_markup_mode="markdown",
+    epilog="Example: `manyeyes coordinator --config federation.yaml`",
 )
 app.add_typer(coordinator_app, name="coordinator")
-node_app = typer.Typer(no_args_is_help=True, help="Prepare a site's node.", rich_markup_mode="markdown")
+node_app = typer.Typer(
+    invoke_without_command=True,
+    help="Take part with this site's pictures.",
+    rich_markup_mode="markdown",
+    epilog="Example: `manyeyes node --config node.yaml --node-id A`",
+)
 app.add_typer(node_app, name="node")
 
 
@@ -368,6 +376,24 @@ def scenes(
         Console().print(f"Written: {folder}", highlight=False, soft_wrap=True)
 
 
+@coordinator_app.callback()
+def coordinator(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="YAML file: see docs/deployment.md.")] = None,
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished round.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Open the door to admitted nodes, hold the rounds and keep the model."""
+    if context.invoked_subcommand:
+        return
+    from manyeyes.federation.coordinator import load_coordinator_config
+    from manyeyes.federation.service import serve_coordinator
+
+    settings = load_coordinator_config(_given(config, "manyeyes coordinator --config federation.yaml"), overrides)
+    serve_coordinator(settings, resume=resume, console=Console(stderr=True), quiet=quiet)
+
+
 @coordinator_app.command("init", epilog="Example: `manyeyes coordinator init --name eyes.example.org --name 10.0.0.5`")
 def coordinator_init(names: Names, folder: CoordinatorFolder = Path("coordinator")) -> None:
     """Make the coordinator's own authority and its certificate."""
@@ -426,6 +452,32 @@ def members(folder: CoordinatorFolder = Path("coordinator"), as_json: Json = Fal
         print(f"{member.node_id:16} {member.fingerprint}  {state}")  # noqa: T201
     if not register:
         print("Nobody has been admitted yet.")  # noqa: T201
+
+
+@node_app.callback()
+def node(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="YAML file: see docs/deployment.md.")] = None,
+    node_id: Annotated[str | None, typer.Option("--node-id", help="The node's name; wins over the file.")] = None,
+    data_path: Annotated[Path | None, typer.Option(help="Its pictures; wins over the file.")] = None,
+    state: Annotated[Path | None, typer.Option(help="Its state folder; wins over the file.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Join a coordinator and train on this site's pictures whenever it asks, until Ctrl-C."""
+    if context.invoked_subcommand:
+        return
+    from manyeyes.federation.node import load_node_config
+    from manyeyes.federation.service import serve_node
+
+    path = _given(config, "manyeyes node --config node.yaml --node-id A")
+    given = {"node_id": node_id, "data_path": data_path and data_path.absolute(), "state": state}
+    serve_node(load_node_config(path, given), console=Console(stderr=True), quiet=quiet)
+
+
+def _given(config: Path | None, example: str) -> Path:
+    if config is None:
+        raise ConfigError("needs --config", cure=f"For example: {example}")
+    return config
 
 
 @node_app.command("init", epilog="Example: `manyeyes node init --node-id A`")

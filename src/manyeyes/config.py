@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Discriminator, Field, ValidationError, model_validator
@@ -31,6 +31,7 @@ __all__ = [
     "ModelSection",
     "RunConfig",
     "ScaffoldSection",
+    "Section",
     "SiteSection",
     "StrategySection",
     "TrainSection",
@@ -38,6 +39,8 @@ __all__ = [
     "fill_in",
     "load_config",
     "parse_config",
+    "read_values",
+    "validate",
 ]
 
 NODE_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
@@ -47,6 +50,9 @@ class Section(BaseModel):
     """A section refuses keys it does not know and values it cannot use."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+_Section = TypeVar("_Section", bound=Section)
 
 
 class ModelSection(Section):
@@ -311,6 +317,15 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: the file is missing, is not YAML, or holds an unknown key or an impossible value.
     """
     path = Path(path)
+    return parse_config(read_values(path, overrides), file=path)
+
+
+def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys and values of a YAML file, with overrides such as `load_config` takes.
+
+    Raises:
+        ConfigError: the file is missing or is not YAML, or an override is not one.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -321,7 +336,19 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError("must hold keys and values at the top, such as `name: demo`", file=path)
     for override in overrides:
         _apply_override(values, override)
-    return parse_config(values, file=path)
+    return values
+
+
+def validate(section: type[_Section], values: Mapping[str, Any], file: Path | None = None) -> _Section:
+    """A section from its values.
+
+    Raises:
+        ConfigError: an unknown key or an impossible value; names file, key, reason and cure.
+    """
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise _as_config_error(error, file, section) from error
 
 
 def parse_config(values: Mapping[str, Any], *, file: Path | None = None) -> RunConfig:
@@ -330,10 +357,7 @@ def parse_config(values: Mapping[str, Any], *, file: Path | None = None) -> RunC
     Raises:
         ConfigError: an unknown key or an impossible value; names file, key, reason and cure.
     """
-    try:
-        config = RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise _as_config_error(error, file) from error
+    config = validate(RunConfig, values, file)
     folder = file.parent if file else Path()
     root = folder / config.data_root
     sites = tuple(site.model_copy(update={"data": root / site.data}) for site in config.sites)
@@ -359,10 +383,7 @@ def fill_in(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
         stated = {key: getattr(section, key) for key in section.model_fields_set}
         new = {key.removeprefix(f"{name}."): value for key, value in values.items() if key.startswith(f"{name}.")}
         filled[name] = {**new, **stated}
-    try:
-        return RunConfig.model_validate(filled)
-    except ValidationError as error:
-        raise _as_config_error(error, None) from error
+    return validate(RunConfig, filled)
 
 
 def dump_config(config: RunConfig) -> str:
@@ -411,7 +432,7 @@ def _step_into(place: Any, part: str, key: str) -> Any:
     raise ConfigError(f"there is no {part!r} to set here", key=f"--set {key}")
 
 
-def _as_config_error(error: ValidationError, file: Path | None) -> ConfigError:
+def _as_config_error(error: ValidationError, file: Path | None, root: type[Section]) -> ConfigError:
     # A misspelt key is also a missing one: the spelling is what the user can see.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     location = [str(part) for part in first["loc"]]
@@ -420,7 +441,7 @@ def _as_config_error(error: ValidationError, file: Path | None) -> ConfigError:
     key = ".".join(location) or None
     more = f" ({len(error.errors()) - 1} more after it)" if len(error.errors()) > 1 else ""
     if first["type"] == "extra_forbidden":
-        return ConfigError(f"unknown key{more}", file=file, key=key, cure=_known_instead(first["loc"]))
+        return ConfigError(f"unknown key{more}", file=file, key=key, cure=_known_instead(first["loc"], root))
     reason = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
     if not isinstance(given, (Mapping, BaseModel)) and first["type"] not in ("missing", "value_error"):
@@ -428,7 +449,7 @@ def _as_config_error(error: ValidationError, file: Path | None) -> ConfigError:
     return ConfigError(f"{reason}{more}", file=file, key=key)
 
 
-def _known_instead(loc: Sequence[int | str]) -> str:
+def _known_instead(loc: Sequence[int | str], root: type[Section]) -> str:
     *parents, wrong = (str(part) for part in loc)
     if parents == ["federation"] and wrong in _ALIASES:
         return f"It is another name of {_ALIASES[wrong]!r}, which stands there too: keep one."
@@ -438,13 +459,13 @@ def _known_instead(loc: Sequence[int | str]) -> str:
         if elsewhere:
             return f"It belongs to {', '.join(elsewhere)}; {parents[2]} knows {', '.join(known)}."
     else:
-        known = _known_keys(parents)
+        known = _known_keys(parents, root)
     guess = nearest(wrong, known)
     return f"Did you mean {guess!r}?" if guess else f"Known here: {', '.join(known)}."
 
 
-def _known_keys(parents: Sequence[str]) -> list[str]:
-    section: type[BaseModel] = RunConfig
+def _known_keys(parents: Sequence[str], root: type[Section]) -> list[str]:
+    section: type[BaseModel] = root
     for part in parents:
         if part == "sites":
             section = SiteSection

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -65,10 +65,19 @@ class Client:
         data: the node's own pictures; only read.
         state_folder: where its personal tensors and its control variate are kept from round to round; one folder a
             node and a run.
+        agree: what the node makes of a plan before it trains: where it computes, say; it may refuse.
     """
 
-    def __init__(self, node_id: str, learner: Learner, data: Dataset, state_folder: Path) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        learner: Learner,
+        data: Dataset,
+        state_folder: Path,
+        agree: Callable[[FitPlan], FitPlan] = lambda plan: plan,
+    ) -> None:
         self.node_id = node_id
+        self._agree = agree
         self.learner = learner
         self.data = data
         self.state_folder = state_folder
@@ -110,6 +119,7 @@ class Client:
         weights, plan, server_control = read_fit_request(record, self.learner.template.weights)
         if plan.node_id != self.node_id:
             raise ProtocolError(f"a plan for node {plan.node_id!r} reached node {self.node_id!r}")
+        plan = self._agree(plan)
         before = self.own_weights(weights, plan.personal, plan.round)
         control = Control(server_control, self._own_control(server_control, plan)) if server_control else None
         started = time.monotonic()

@@ -1,0 +1,136 @@
+"""Flower's processes as children of ours: a SuperLink at the coordinator, a SuperNode at a site.
+
+Both listen on loopback alone, hand tasks only to who knows a secret that lives as long as they do, keep their files in
+our state folder, and neither look for updates nor report anything to anybody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from manyeyes.errors import ResourceError, RunError
+from manyeyes.federation.flower import RuntimeAddress
+from manyeyes.federation.keys import AUTHORITY, NODE_KEY, SERVER
+from manyeyes.weights import write_atomically
+
+__all__ = ["superlink", "supernode"]
+
+_LOOPBACK = "127.0.0.1"
+_START_SECONDS = 60.0
+_STOP_SECONDS = 10.0
+
+
+@contextmanager
+def superlink(folder: Path) -> Iterator[RuntimeAddress]:
+    """A SuperLink that keeps its state in a coordinator's folder.
+
+    Args:
+        folder: holds the coordinator's certificate; the SuperLink's files go below it.
+
+    Raises:
+        ResourceError: it cannot be started.
+        RunError: it ended before it listened; names its log.
+    """
+    port, secret = _free_port(), _secret(folder)
+    tls = {"cert": SERVER, "key": SERVER, "ca-cert": AUTHORITY}
+    command = ["flower-superlink", "--host", _LOOPBACK, "--port", str(port)]
+    command += [f"--ssl-{kind}file={folder / name}" for kind, name in tls.items()]
+    command += ["--enable-supernode-auth", "--isolation", "process", "--disable-runtime-dependency-installation"]
+    command += ["--database", str(folder / "superlink.db"), "--superexec-auth-secret-file", str(secret)]
+    with _running(command, folder, port):
+        yield RuntimeAddress(f"localhost:{port}", secret.read_text(), (folder / AUTHORITY).read_bytes())
+
+
+@contextmanager
+def supernode(folder: Path, coordinator: str, authority: Path) -> Iterator[RuntimeAddress]:
+    """A SuperNode that reaches a coordinator.
+
+    Args:
+        folder: the node's state folder, which holds its key.
+        coordinator: host:port of the coordinator's door.
+        authority: certificate of the coordinator's authority.
+
+    Raises:
+        ResourceError: it cannot be started.
+        RunError: it ended before it listened; names its log.
+    """
+    port, secret = _free_port(), _secret(folder)
+    command = ["flower-supernode", "--superlink", coordinator, "--root-certificates", str(authority)]
+    command += ["--auth-supernode-private-key", str(folder / NODE_KEY), "--isolation", "process"]
+    command += ["--host", _LOOPBACK, "--port", str(port), "--superexec-auth-secret-file", str(secret)]
+    with _running(command, folder, port):
+        yield RuntimeAddress(f"{_LOOPBACK}:{port}", secret.read_text())
+
+
+def _secret(folder: Path) -> Path:
+    path = folder / "tasks.secret"
+    write_atomically(path, secrets.token_hex(32), mode=0o600)
+    return path
+
+
+def _free_port() -> int:
+    with socket.create_server((_LOOPBACK, 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def _running(command: Sequence[str], folder: Path, port: int) -> Iterator[None]:
+    """A child process of Flower's from when it listens until the block is left."""
+    log = folder / "logs" / f"{command[0]}.log"
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(folder / "flwr"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+    }
+    program = Path(sys.executable).with_name(command[0])
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [str(program), *command[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                # Ctrl-C is for us: we end it when the round is kept.
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise ResourceError(
+            f"cannot be started ({error.strerror})", file=program, cure="pip install 'manyeyes[federation]'"
+        ) from error
+    try:
+        _wait_until_it_listens(process, port, log)
+        yield
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_SECONDS)
+        process.kill()
+        process.wait()
+
+
+def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    ends = time.monotonic() + _START_SECONDS
+    while time.monotonic() < ends:
+        with contextlib.suppress(OSError), socket.create_connection((_LOOPBACK, port), timeout=1.0):
+            return
+        if process.poll() is not None:
+            raise RunError(f"{Path(str(process.args[0])).name} ended at once: {_last_line(log)}", file=log)  # type: ignore[index]
+        time.sleep(0.1)
+    raise RunError(f"{log.stem} does not listen after {_START_SECONDS:.0f} s", file=log)
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"

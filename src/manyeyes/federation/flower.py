@@ -1,0 +1,341 @@
+"""The distributed engine: our requests and replies over Flower's SuperLink and SuperNodes.
+
+Flower carries bytes and says who is there; nothing else of it is used. At the coordinator `FlowerTransport` holds the
+one task of a run and its Grid. At a node `serve_requests` takes tasks from the SuperNode and answers them in this
+process, which stays warm; what a task brings as code is not looked at beyond its hash, and never run.
+
+Flower keeps who is at work in a variable of the process (`TaskIdentity`), so a process is a coordinator or a node.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import httpx
+from cryptography.hazmat.primitives import serialization
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app.error import Error
+from flwr.cli.build import build_fab_from_files
+from flwr.common.serde import run_from_proto
+from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, StartRunRequest
+from flwr.proto.fab_pb2 import Fab
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, PushTaskOutputRequest
+from flwr.supercore.control.control_http_client import ControlHttpClient
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid.http_grid import HttpGrid
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+from manyeyes.errors import ManyeyesError, ProtocolError, RunError
+from manyeyes.federation.admission import Members
+from manyeyes.federation.messages import EVALUATE, FIT, PROTOCOL_VERSION
+from manyeyes.federation.site import ModelForm
+from manyeyes.federation.transport import Record, Reply, Request
+
+__all__ = ["FlowerTransport", "RuntimeAddress", "fab", "serve_requests"]
+
+Answer = Callable[[Request, ModelForm], Record]
+"""What a node does with a request; raises errors of ours, whose words are sent in place of an answer."""
+
+_PART = "manyeyes"
+_MESSAGE_TYPES = {FIT: "train", EVALUATE: "evaluate"}
+_KINDS = {name: kind for kind, name in _MESSAGE_TYPES.items()}
+_MAX_ID = 200
+# How often the SuperLink and the SuperNode, both on this machine, are asked for something new, in seconds.
+_POLL = 0.2
+_PATIENCE = 60.0
+_ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeAddress:
+    """Where this machine's SuperLink or SuperNode hands out its tasks.
+
+    Attributes:
+        address: host:port on loopback.
+        secret: who does not know it gets no task.
+        authority: certificate (PEM) that signed the server's; None where it speaks plainly, on loopback alone.
+    """
+
+    address: str
+    secret: str
+    authority: bytes | None = None
+
+    def client(self, component: str, token: str | None = None) -> RuntimeHttpClient:
+        """A client that may acquire tasks, or work on the one that a token is for."""
+        guard = (
+            RuntimeTokenHttpInterceptor(token)
+            if token
+            else SuperExecAuthHttpInterceptor(master_secret=self.secret.encode(), protected_methods=_ACQUIRE)
+        )
+        return RuntimeHttpClient.from_server_address(
+            server_address=self.address,
+            insecure=self.authority is None,
+            root_certificates=self.authority,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name=component), guard],
+        )
+
+
+@cache
+def fab() -> tuple[bytes, str]:
+    """What Flower takes for the app of a run, and its hash: a name and a protocol version, and no code.
+
+    Both sides make it for themselves, so a node that meets another hash knows that the other side is not this program.
+    """
+    project = f"""[project]
+name = "manyeyes"
+version = "{PROTOCOL_VERSION}.0.0"
+license = "AGPL-3.0-or-later"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "manyeyes"
+
+[tool.flwr.app.components]
+serverapp = "installed:none"
+clientapp = "installed:none"
+
+[tool.flwr.app.config]
+"""
+    content, _ = build_fab_from_files({"pyproject.toml": project.encode()})
+    return content, hashlib.sha256(content).hexdigest()
+
+
+class FlowerTransport:
+    """A transport over a SuperLink that runs on this machine; a context manager that holds a run of Flower's.
+
+    Args:
+        superlink: where its SuperLink listens.
+        members: the nodes that may take part; those that Flower does not know yet are made known to it.
+        form: of the model that all requests are about.
+
+    Raises:
+        RunError: the SuperLink gave no task.
+    """
+
+    def __init__(self, superlink: RuntimeAddress, members: Members, form: ModelForm) -> None:
+        self._members, self._form = members, form.model_dump_json()
+        self._pending: dict[str, Request] = {}
+        self._sent: dict[str, int] = {}
+        self._control = ControlHttpClient.from_server_address(
+            superlink.address,
+            insecure=superlink.authority is None,
+            root_certificates=superlink.authority,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="manyeyes")],
+        )
+        self._register()
+        content, digest = fab()
+        self._control.StartRun(StartRunRequest(fab=Fab(hash_str=digest, content=content)))
+        token = _acquire(superlink)
+        self._grid = HttpGrid(
+            superlink.address, superlink.authority is None, root_certificates=superlink.authority, token=token
+        )
+        self._heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(self._grid._runtime_client))
+        self._heartbeat.start()
+        given = self._grid._runtime_client.PullTaskInput(PullTaskInputRequest())
+        TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
+        TaskIdentity.node_id = given.context.node_id
+        self._grid.set_run(run_from_proto(given.run))
+
+    def __enter__(self) -> FlowerTransport:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        status = "completed" if kind is None else "stopped"
+        try:
+            self._grid._runtime_client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=""))
+        except httpx.HTTPError as error:
+            _log.warning("the SuperLink could not be told that the run has ended: %s", error)
+        self._heartbeat.stop()
+        self._grid.close()
+        self._control.close()
+
+    def nodes(self) -> Sequence[str]:
+        """Ids of the admitted nodes that are online, sorted."""
+        return sorted(self._addresses())
+
+    def send(self, requests: Sequence[Request]) -> None:
+        """Hand over requests.
+
+        Raises:
+            ProtocolError: a request is for a node that is not online.
+        """
+        addresses = self._addresses()
+        for request in requests:
+            if request.node_id not in addresses:
+                raise ProtocolError(f"node {request.node_id!r} is not online")
+            data = request.record.to_bytes()
+            about = {"request_id": request.request_id, "node_id": request.node_id, "model": self._form}
+            content = _packed(data, about)
+            message = Message(
+                content, dst_node_id=addresses[request.node_id], message_type=_MESSAGE_TYPES[request.kind]
+            )
+            (message_id,) = self._grid.push_messages([message])
+            self._pending[message_id] = request
+            self._sent[message_id] = len(data)
+
+    def receive(self, timeout: float | None) -> list[Reply]:
+        """Wait for replies; empty when the time is up, or at once when nothing is pending."""
+        ends = None if timeout is None else time.monotonic() + timeout
+        while self._pending:
+            replies = [reply for reply in map(self._reply, self._pull()) if reply]
+            left = _POLL if ends is None else ends - time.monotonic()
+            if replies or left <= 0:
+                return replies
+            time.sleep(min(_POLL, left))
+        return []
+
+    def _pull(self) -> Iterable[Message]:
+        try:
+            return list(self._grid.pull_messages(list(self._pending)))
+        except httpx.HTTPError as error:
+            _log.warning("the SuperLink did not answer: %s", error)
+            return []
+
+    def _reply(self, message: Message) -> Reply | None:
+        request = self._pending.pop(message.metadata.reply_to_message_id, None)
+        if request is None:
+            return None
+        down = self._sent.pop(message.metadata.reply_to_message_id)
+        if message.has_error():
+            reason = message.error.reason or f"Flower's error {message.error.code}"
+            return Reply(request.request_id, request.node_id, None, error=reason, bytes_down=down)
+        try:
+            data, _ = _unpacked(message.content)
+            record = Record.from_bytes(data)
+        except ProtocolError as error:
+            return Reply(request.request_id, request.node_id, None, error=str(error), bytes_down=down)
+        return Reply(request.request_id, request.node_id, record, bytes_down=down, bytes_up=len(data))
+
+    def _addresses(self) -> dict[str, int]:
+        """Node id → Flower's number of it, for the admitted nodes that are online."""
+        self._register()
+        addresses = {}
+        for info in self._grid.get_nodes():
+            member = self._members.find(_public_key(info.public_key))
+            if member:
+                addresses[member.node_id] = info.node_id
+        return addresses
+
+    def _register(self) -> None:
+        """Make those known to Flower who were admitted since it was last told."""
+        known = {bytes(info.public_key) for info in self._control.ListNodes(ListNodesRequest()).nodes_info}
+        for member in self._members:
+            key = member.key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+            if member.revoked is None and key not in known:
+                self._control.RegisterNode(RegisterNodeRequest(public_key=key))
+
+
+def serve_requests(supernode: RuntimeAddress, answer: Answer, stop: Callable[[], bool]) -> None:
+    """Answer what comes to a node, one request after the other, until `stop` says so.
+
+    Args:
+        supernode: where this machine's SuperNode listens.
+        answer: called with each request in this thread.
+        stop: asked several times a second, and not while a request is answered.
+    """
+    with supernode.client("SuperExec") as tasks:
+        while not stop():
+            try:
+                task = tasks.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-clientapp"]))
+            except httpx.HTTPError as error:
+                _log.warning("the SuperNode did not answer: %s", error)
+                time.sleep(1.0)
+                continue
+            if task.token:
+                _answer_task(supernode, task.token, answer)
+            else:
+                time.sleep(_POLL)
+
+
+def _answer_task(supernode: RuntimeAddress, token: str, answer: Answer) -> None:
+    with supernode.client("flwr-clientapp", token) as client, _beating(client):
+        message, context, _, app = pull_task_input(client)
+        try:
+            if app.hash_str != fab()[1]:
+                raise ProtocolError(
+                    "this task is of another program, or of another version of this one",
+                    cure="Install the same version of manyeyes on the coordinator and its nodes.",
+                )
+            record = answer(*_request_of(message))
+            reply = Message(_packed(record.to_bytes(), {}), reply_to=message)
+        except ManyeyesError as error:
+            reply = Message(Error(code=0, reason=str(error)), reply_to=message)
+        push_message(client, reply, context)
+        push_task_output(client, context, "completed", "")
+
+
+def _request_of(message: Message) -> tuple[Request, ModelForm]:
+    data, values = _unpacked(message.content)
+    kind = _KINDS.get(message.metadata.message_type)
+    match [values.get(name) for name in ("request_id", "node_id", "model")]:
+        case [str(request_id), str(node_id), str(form)] if kind and max(len(request_id), len(node_id)) <= _MAX_ID:
+            return Request(request_id, node_id, kind, Record.from_bytes(data)), ModelForm.read(form)
+    raise ProtocolError("the message is not a request")
+
+
+def _packed(data: bytes, values: Mapping[str, str]) -> RecordDict:
+    array = Array(dtype="uint8", shape=(len(data),), stype=_PART, data=data)
+    return RecordDict({_PART: ArrayRecord({"record": array}), "about": ConfigRecord(dict(values))})
+
+
+def _unpacked(content: RecordDict) -> tuple[bytes, Mapping[str, Any]]:
+    """The bytes of a record and what was said about them; nothing is decoded here.
+
+    Raises:
+        ProtocolError: the message holds anything else.
+    """
+    records = dict(content.items())
+    arrays, about = records.get(_PART), records.get("about")
+    if records.keys() != {_PART, "about"} or not isinstance(arrays, ArrayRecord) or not isinstance(about, ConfigRecord):
+        raise ProtocolError("the message does not hold one record")
+    array = arrays.get("record")
+    if len(arrays) != 1 or array is None or array.stype != _PART:
+        raise ProtocolError("the message does not hold one record")
+    return array.data, dict(about)
+
+
+def _public_key(pem: bytes) -> Any:
+    return serialization.load_pem_public_key(bytes(pem))
+
+
+def _acquire(superlink: RuntimeAddress) -> str:
+    """The token of the run's server task.
+
+    Raises:
+        RunError: none was given in a minute.
+    """
+    with superlink.client("SuperExec") as tasks:
+        ends = time.monotonic() + _PATIENCE
+        while time.monotonic() < ends:
+            task = tasks.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-serverapp"]))
+            if task.token:
+                return str(task.token)
+            time.sleep(_POLL)
+    raise RunError(f"the SuperLink at {superlink.address} gave no task within {_PATIENCE:.0f} s")
+
+
+@contextmanager
+def _beating(client: RuntimeHttpClient) -> Iterator[None]:
+    """Keep a task alive while it is worked on, however long that takes."""
+    heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+    heartbeat.start()
+    try:
+        yield
+    finally:
+        heartbeat.stop()
