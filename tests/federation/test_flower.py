@@ -1,0 +1,217 @@
+"""A real coordinator and real nodes, each a process of the installed command, over TLS on loopback."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from manyeyes.config import parse_config
+from manyeyes.errors import ConfigError, ProtocolError
+from manyeyes.federation.coordinator import load_coordinator_config
+from manyeyes.federation.flower import _packed, _unpacked, fab
+from manyeyes.federation.launch import launch
+from manyeyes.federation.node import load_node_config
+from manyeyes.federation.transport import Record
+from manyeyes.report.runlog import read_runlog
+from manyeyes.weights import load_weights
+
+SITES = {"A": "a_office", "B": "b_crossroads", "C": "c_night"}
+PLAN: dict[str, Any] = {
+    "train": {"imgsz": 128, "batch": 4, "precision": "fp32", "lr": 0.002, "threads": 1},
+    "federation": {"rounds": 2, "min_nodes": 3},
+}
+
+
+class Deployment:
+    """The folder of a federation and the processes that work in it."""
+
+    def __init__(self, folder: Path, scenes: Path) -> None:
+        self.folder, self.scenes = folder, scenes
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.port = int(listener.getsockname()[1])
+        self.processes: dict[str, subprocess.Popen[str]] = {}
+
+    def call(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "manyeyes.cli", *arguments],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def prepare(self) -> None:
+        self.call("coordinator", "init", "--name", "localhost")
+        for node in SITES:
+            self.call("node", "init", "--node-id", node)
+            self.call("coordinator", "admit", node, "--key", f"nodes/{node}/node.pub")
+        coordinator = {"name": "first", "host": "127.0.0.1", "port": self.port, "names": ["person", "car"], **PLAN}
+        (self.folder / "federation.yaml").write_text(yaml.safe_dump(coordinator))
+        node_values = {
+            "node_id": "A",
+            "coordinator_url": f"https://localhost:{self.port}",
+            "authority": "coordinator/ca.crt",
+            "data_path": "elsewhere",
+            "device": "cpu",
+            "threads": 1,
+        }
+        (self.folder / "node.yaml").write_text(yaml.safe_dump(node_values))
+
+    def start(self, name: str, *arguments: str) -> subprocess.Popen[str]:
+        with (self.folder / f"{name}.log").open("a") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "manyeyes.cli", *arguments], cwd=self.folder, stdout=log, stderr=log, text=True
+            )
+        return self.processes[name]
+
+    def start_node(self, node: str) -> subprocess.Popen[str]:
+        data = str(self.scenes / SITES[node])
+        return self.start(node, "node", "--config", "node.yaml", "--node-id", node, "--data-path", data)
+
+    def said(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    def end(self) -> None:
+        for process in self.processes.values():
+            process.send_signal(signal.SIGINT)
+        for process in self.processes.values():
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, scenes: Path) -> Iterator[Deployment]:
+    deployment = Deployment(tmp_path, scenes)
+    deployment.prepare()
+    yield deployment
+    deployment.end()
+
+
+@pytest.mark.slow
+def test_three_nodes_over_tls_end_in_the_bits_of_the_local_engine(deployment: Deployment, tmp_path: Path) -> None:
+    coordinator = deployment.start("coordinator", "coordinator", "--config", "federation.yaml")
+    nodes = [deployment.start_node(node) for node in SITES]
+    assert coordinator.wait(200) == 0, deployment.said("coordinator")
+    for process in nodes:
+        process.send_signal(signal.SIGTERM)
+    assert [process.wait(30) for process in nodes] == [0, 0, 0]
+    assert all("stopped" in deployment.said(node) for node in SITES)
+
+    sites = [{"node_id": node, "data": str(deployment.scenes / folder)} for node, folder in SITES.items()]
+    local = parse_config({"name": "local", "output": str(tmp_path), "sites": sites, "compare": ["together"], **PLAN})
+    launch(local, quiet=True)
+    ours = load_weights(tmp_path / "runs" / "first" / "final.safetensors")[0]
+    theirs = load_weights(local.run_folder / "rows" / "together" / "final.safetensors")[0]
+    assert ours.value_hash == theirs.value_hash
+
+    events = list(read_runlog(tmp_path / "runs" / "first" / "runlog.jsonl"))
+    received = [event for event in events if event["event"] == "update_received"]
+    assert sorted(event["node"] for event in received) == sorted([*SITES, *SITES])
+    assert all(event["bytes"] > 10_000_000 for event in received)
+
+
+def test_what_flower_takes_for_the_app_holds_no_code() -> None:
+    content, digest = fab()
+    assert fab() == (content, digest)
+    with zipfile.ZipFile(BytesIO(content)) as archive:
+        names = {name for name in archive.namelist() if not name.startswith(".info/")}
+    assert names == {"pyproject.toml"}
+
+
+def test_a_record_passes_through_flowers_form_unchanged() -> None:
+    record = Record({"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, {"plan": {"round": 3}})
+    data, values = _unpacked(_packed(record.to_bytes(), {"request_id": "7"}))
+    again = Record.from_bytes(data)
+    assert again.values == record.values
+    assert (again.arrays["w"] == record.arrays["w"]).all()
+    assert values == {"request_id": "7"}
+
+
+def _array(stype: str) -> ArrayRecord:
+    return ArrayRecord({"record": Array(dtype="uint8", shape=(1,), stype=stype, data=b"x")})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict({}),
+        RecordDict({"manyeyes": _array("manyeyes")}),
+        RecordDict({"manyeyes": _array("numpy.ndarray"), "about": ConfigRecord({})}),
+        RecordDict({"manyeyes": ConfigRecord({}), "about": ConfigRecord({})}),
+        RecordDict({"manyeyes": _array("manyeyes"), "about": ConfigRecord({}), "more": ConfigRecord({})}),
+    ],
+)
+def test_a_message_that_holds_anything_else_is_refused(content: RecordDict) -> None:
+    with pytest.raises(ProtocolError, match="does not hold one record"):
+        _unpacked(content)
+
+
+@pytest.mark.parametrize("url", ["http://localhost:5000", "localhost:5000", "https://", "https://x/y", "ftp://x"])
+def test_a_node_speaks_tls_or_not_at_all(tmp_path: Path, url: str) -> None:
+    path = tmp_path / "node.yaml"
+    path.write_text(yaml.safe_dump({"node_id": "A", "data_path": "a", "coordinator_url": url}))
+    with pytest.raises(ConfigError, match=r"coordinator_url: must be https://NAME"):
+        load_node_config(path, {})
+
+
+def test_one_file_serves_many_nodes(tmp_path: Path) -> None:
+    path = tmp_path / "node.yaml"
+    values = {"node_id": "A", "data_path": "a", "coordinator_url": "https://eyes.example:5000", "batch_size": 16}
+    path.write_text(yaml.safe_dump(values))
+    config = load_node_config(path, {"node_id": "B", "data_path": Path("/pictures/b"), "state": None})
+    assert (config.node_id, config.folder, config.data_path) == ("B", Path("nodes/B"), Path("/pictures/b"))
+    assert load_node_config(path, {}).data_path == tmp_path / "a"
+    assert (config.address, config.limits.batch_size) == ("eyes.example:5000", 16)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [("batchsize", 8, "Did you mean 'batch_size'?"), ("coordinator", "x", "coordinator_url"), ("epochs", 0, "epochs")],
+)
+def test_a_wrong_key_of_a_node_is_named(tmp_path: Path, key: str, value: object, said: str) -> None:
+    path = tmp_path / "node.yaml"
+    values = {"node_id": "A", "data_path": "a", "coordinator_url": "https://eyes.example", key: value}
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
+        load_node_config(path, {})
+
+
+def test_a_wrong_key_of_a_coordinator_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "federation.yaml"
+    path.write_text(yaml.safe_dump({"name": "x", "names": ["car"], "train": {"epoch": 3}}))
+    with pytest.raises(ConfigError, match=r"train\.epoch: unknown key\. Did you mean 'epochs'"):
+        load_coordinator_config(path)
+    path.write_text(yaml.safe_dump({"name": "x", "names": []}))
+    with pytest.raises(ConfigError, match="names"):
+        load_coordinator_config(path)
+
+
+def test_waiting_for_nodes_can_be_stopped(deployment: Deployment) -> None:
+    coordinator = deployment.start("coordinator", "coordinator", "--config", "federation.yaml")
+    until = time.monotonic() + 60
+    while "Waiting for 3 nodes" not in deployment.said("coordinator"):
+        assert coordinator.poll() is None, deployment.said("coordinator")
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    time.sleep(3)
+    coordinator.send_signal(signal.SIGINT)
+    assert coordinator.wait(60) == 130
+    assert "No round was begun" in deployment.said("coordinator")

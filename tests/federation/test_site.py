@@ -1,0 +1,82 @@
+"""What a site does with requests: builds what they are about, keeps to its limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from manyeyes.config import ModelSection, TrainSection
+from manyeyes.datasets import load_dataset
+from manyeyes.errors import DataError, ProtocolError
+from manyeyes.federation.messages import EVALUATE, FIT, EvaluatePlan, evaluate_request, fit_request, read_update
+from manyeyes.federation.site import Limits, ModelForm, Site
+from manyeyes.federation.transport import Record, Request
+from manyeyes.learners.detector import DetectorLearner
+from manyeyes.learners.learner import FitPlan, Template
+from manyeyes.learners.models import build_template
+
+TRAIN = TrainSection(imgsz=128, batch=4, steps=1, precision="fp32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def template() -> Template:
+    return build_template(ModelSection(weights="base"), ("person", "car"), imgsz=128)
+
+
+def fit(template: Template, train: TrainSection = TRAIN) -> Request:
+    plan = FitPlan(train=train, round=0, rounds=2, node_id="A")
+    return Request("1", "A", FIT, fit_request(template.weights, plan, template.form_hash))
+
+
+def test_a_site_trains_and_tests_whatever_form_it_is_asked_for(
+    template: Template, scenes: Path, tmp_path: Path
+) -> None:
+    site = Site("A", load_dataset(scenes / "a_office"), tmp_path, limits=Limits(device="cpu", threads=1))
+    record = site(fit(template), ModelForm.of(template))
+    expected = DetectorLearner(template).expected_tensors(FitPlan(train=TRAIN, round=0, rounds=2))
+    update = read_update(Record.from_bytes(record.to_bytes()), template.weights, *expected)
+    assert update.num_examples == 9
+    wider = build_template(ModelSection(weights="base"), ("person", "car", "tv"), imgsz=128)
+    asked = Request("2", "A", EVALUATE, evaluate_request(wider.weights, EvaluatePlan(imgsz=128), wider.form_hash))
+    assert site(asked, ModelForm.of(wider)).values["metrics"]["num_images"] > 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (Limits(batch_size=2), "allows batch_size up to 2, and 4 were asked for"),
+        (Limits(imgsz=96), "allows imgsz up to 96, and 128 were asked for"),
+        (Limits(epochs=0.5), "allows epochs up to 0.5, and 1 were asked for"),
+    ],
+)
+def test_a_plan_beyond_a_sites_limits_is_refused(
+    template: Template, scenes: Path, tmp_path: Path, limits: Limits, said: str
+) -> None:
+    site = Site("A", load_dataset(scenes / "a_office"), tmp_path, limits=limits)
+    with pytest.raises(ProtocolError, match=said):
+        site(fit(template), ModelForm.of(template))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_site_with_a_class_that_the_model_lacks_says_so(template: Template, scenes: Path, tmp_path: Path) -> None:
+    cars = build_template(ModelSection(weights="base"), ("car",), imgsz=128)
+    site = Site("A", load_dataset(scenes / "a_office"), tmp_path)
+    with pytest.raises(DataError, match=r"annotates \['person'\], which the model does not have"):
+        site(fit(cars), ModelForm.of(cars))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        '{"architecture": "yolov8n", "names": ["car"], "imgsz": 640}',
+        '{"architecture": "yolov8n/cv3=99999", "names": ["car"], "imgsz": 640}',
+        '{"architecture": "yolov8n/cv3=80", "names": [], "imgsz": 640}',
+        '{"architecture": "yolov8n/cv3=80", "names": ["car"], "imgsz": 640, "code": "x"}',
+    ],
+)
+def test_a_form_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(ProtocolError, match="the form of the model is not valid"):
+        ModelForm.read(text)
