@@ -215,3 +215,55 @@ def test_waiting_for_nodes_can_be_stopped(deployment: Deployment) -> None:
     coordinator.send_signal(signal.SIGINT)
     assert coordinator.wait(60) == 130
     assert "No round was begun" in deployment.said("coordinator")
+
+
+def rounds_finished(deployment: Deployment) -> int:
+    path = deployment.folder / "runs" / "first" / "runlog.jsonl"
+    if not path.exists():
+        return 0
+    return max((event["round"] for event in read_runlog(path) if event["event"] == "round_finished"), default=0)
+
+
+def wait_for_round(deployment: Deployment, number: int) -> None:
+    until = time.monotonic() + 150
+    while rounds_finished(deployment) < number:
+        assert deployment.processes["coordinator"].poll() is None, deployment.said("coordinator")
+        assert time.monotonic() < until, deployment.said("coordinator")
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_a_killed_node_is_waited_for_until_the_deadline_and_takes_part_again(deployment: Deployment) -> None:
+    faster = ["--set", "federation.rounds=4", "--set", "federation.min_nodes=2", "--set", "federation.deadline=45"]
+    deployment.start("coordinator", "coordinator", "--config", "federation.yaml", *faster)
+    for node in SITES:
+        deployment.start_node(node)
+    wait_for_round(deployment, 1)
+    deployment.processes["B"].kill()
+    deployment.processes["B"].wait()
+    deployment.start_node("B")
+    assert deployment.processes["coordinator"].wait(280) == 0, deployment.said("coordinator")
+    events = list(read_runlog(deployment.folder / "runs" / "first" / "runlog.jsonl"))
+    nodes = [{e["node"] for e in events if e["event"] == "update_received" and e["round"] == n} for n in range(1, 5)]
+    assert "B" in nodes[0]
+    assert "B" in nodes[3]
+    assert all(len(merged) >= 2 for merged in nodes)
+
+
+@pytest.mark.slow
+def test_a_killed_coordinator_resumes_among_the_same_nodes_to_the_same_bits(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    deployment.start("coordinator", "coordinator", "--config", "federation.yaml")
+    for node in SITES:
+        deployment.start_node(node)
+    wait_for_round(deployment, 1)
+    deployment.processes["coordinator"].kill()
+    deployment.processes["coordinator"].wait()
+    again = deployment.start("coordinator", "coordinator", "--config", "federation.yaml", "--resume")
+    assert again.wait(250) == 0, deployment.said("coordinator")
+    sites = [{"node_id": node, "data": str(deployment.scenes / folder)} for node, folder in SITES.items()]
+    local = parse_config({"name": "local", "output": str(tmp_path), "sites": sites, "compare": ["together"], **PLAN})
+    launch(local, quiet=True)
+    ours = load_weights(tmp_path / "runs" / "first" / "final.safetensors")[0]
+    assert ours.value_hash == load_weights(local.run_folder / "rows" / "together" / "final.safetensors")[0].value_hash

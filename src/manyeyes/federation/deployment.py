@@ -46,8 +46,9 @@ def superlink(folder: Path) -> Iterator[RuntimeAddress]:
     command += [f"--ssl-{kind}file={folder / name}" for kind, name in tls.items()]
     command += ["--enable-supernode-auth", "--isolation", "process", "--disable-runtime-dependency-installation"]
     command += ["--database", str(folder / "superlink.db"), "--superexec-auth-secret-file", str(secret)]
-    with _running(command, folder, port):
-        yield RuntimeAddress(f"localhost:{port}", secret.read_text(), (folder / AUTHORITY).read_bytes())
+    with _running(command, folder, port) as process:
+        authority = (folder / AUTHORITY).read_bytes()
+        yield RuntimeAddress(f"localhost:{port}", secret.read_text(), authority, lambda: process.poll() is None)
 
 
 @contextmanager
@@ -67,8 +68,8 @@ def supernode(folder: Path, coordinator: str, authority: Path) -> Iterator[Runti
     command = ["flower-supernode", "--superlink", coordinator, "--root-certificates", str(authority)]
     command += ["--auth-supernode-private-key", str(folder / NODE_KEY), "--isolation", "process"]
     command += ["--host", _LOOPBACK, "--port", str(port), "--superexec-auth-secret-file", str(secret)]
-    with _running(command, folder, port):
-        yield RuntimeAddress(f"{_LOOPBACK}:{port}", secret.read_text())
+    with _running(command, folder, port) as process:
+        yield RuntimeAddress(f"{_LOOPBACK}:{port}", secret.read_text(), None, lambda: process.poll() is None)
 
 
 def _secret(folder: Path) -> Path:
@@ -82,8 +83,19 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+# Becomes the program that is named, and dies when we do, however we die: a SuperNode that outlived its node would go on
+# taking the messages of the next one. Linux does this (prctl PR_SET_PDEATHSIG); elsewhere only an orderly end ends it.
+_TIED = """
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
 @contextmanager
-def _running(command: Sequence[str], folder: Path, port: int) -> Iterator[None]:
+def _running(command: Sequence[str], folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """A child process of Flower's from when it listens until the block is left."""
     log = folder / "logs" / f"{command[0]}.log"
     environment = {
@@ -97,7 +109,7 @@ def _running(command: Sequence[str], folder: Path, port: int) -> Iterator[None]:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [str(program), *command[1:]],
+                [sys.executable, "-c", _TIED, str(os.getpid()), str(program), *command[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -111,7 +123,7 @@ def _running(command: Sequence[str], folder: Path, port: int) -> Iterator[None]:
         ) from error
     try:
         _wait_until_it_listens(process, port, log)
-        yield
+        yield process
     finally:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -126,7 +138,7 @@ def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, log: Pat
         with contextlib.suppress(OSError), socket.create_connection((_LOOPBACK, port), timeout=1.0):
             return
         if process.poll() is not None:
-            raise RunError(f"{Path(str(process.args[0])).name} ended at once: {_last_line(log)}", file=log)  # type: ignore[index]
+            raise RunError(f"{log.stem} ended at once: {_last_line(log)}", file=log)
         time.sleep(0.1)
     raise RunError(f"{log.stem} does not listen after {_START_SECONDS:.0f} s", file=log)
 

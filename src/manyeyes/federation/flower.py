@@ -70,11 +70,13 @@ class RuntimeAddress:
         address: host:port on loopback.
         secret: who does not know it gets no task.
         authority: certificate (PEM) that signed the server's; None where it speaks plainly, on loopback alone.
+        runs: whether the process that listens there still does.
     """
 
     address: str
     secret: str
     authority: bytes | None = None
+    runs: Callable[[], bool] = lambda: True
 
     def client(self, component: str, token: str | None = None) -> RuntimeHttpClient:
         """A client that may acquire tasks, or work on the one that a token is for."""
@@ -132,6 +134,7 @@ class FlowerTransport:
         self._members, self._form = members, form.model_dump_json()
         self._pending: dict[str, Request] = {}
         self._sent: dict[str, int] = {}
+        self._gone: list[Reply] = []
         self._control = ControlHttpClient.from_server_address(
             superlink.address,
             insecure=superlink.authority is None,
@@ -170,27 +173,32 @@ class FlowerTransport:
         return sorted(self._addresses())
 
     def send(self, requests: Sequence[Request]) -> None:
-        """Hand over requests.
+        """Hand over requests; one for a node that has gone is answered with an error at the next `receive`.
 
         Raises:
-            ProtocolError: a request is for a node that is not online.
+            RunError: the SuperLink does not answer.
         """
         addresses = self._addresses()
         for request in requests:
             if request.node_id not in addresses:
-                raise ProtocolError(f"node {request.node_id!r} is not online")
+                self._gone.append(Reply(request.request_id, request.node_id, None, error="is not online any more"))
+                continue
             data = request.record.to_bytes()
             about = {"request_id": request.request_id, "node_id": request.node_id, "model": self._form}
             content = _packed(data, about)
             message = Message(
                 content, dst_node_id=addresses[request.node_id], message_type=_MESSAGE_TYPES[request.kind]
             )
-            (message_id,) = self._grid.push_messages([message])
+            with _answering():
+                (message_id,) = self._grid.push_messages([message])
             self._pending[message_id] = request
             self._sent[message_id] = len(data)
 
     def receive(self, timeout: float | None) -> list[Reply]:
         """Wait for replies; empty when the time is up, or at once when nothing is pending."""
+        if self._gone:
+            gone, self._gone = self._gone, []
+            return gone
         ends = None if timeout is None else time.monotonic() + timeout
         while self._pending:
             replies = [reply for reply in map(self._reply, self._pull()) if reply]
@@ -224,9 +232,11 @@ class FlowerTransport:
 
     def _addresses(self) -> dict[str, int]:
         """Node id → Flower's number of it, for the admitted nodes that are online."""
-        self._register()
+        with _answering():
+            self._register()
+            online = list(self._grid.get_nodes())
         addresses = {}
-        for info in self._grid.get_nodes():
+        for info in online:
             member = self._members.find(_public_key(info.public_key))
             if member:
                 addresses[member.node_id] = info.node_id
@@ -248,19 +258,26 @@ def serve_requests(supernode: RuntimeAddress, answer: Answer, stop: Callable[[],
         supernode: where this machine's SuperNode listens.
         answer: called with each request in this thread.
         stop: asked several times a second, and not while a request is answered.
+
+    Raises:
+        RunError: the SuperNode is no longer there.
     """
     with supernode.client("SuperExec") as tasks:
         while not stop():
             try:
                 task = tasks.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-clientapp"]))
             except httpx.HTTPError as error:
-                _log.warning("the SuperNode did not answer: %s", error)
+                if not supernode.runs():
+                    raise RunError("the SuperNode has ended") from error
                 time.sleep(1.0)
                 continue
-            if task.token:
-                _answer_task(supernode, task.token, answer)
-            else:
+            if not task.token:
                 time.sleep(_POLL)
+                continue
+            try:
+                _answer_task(supernode, task.token, answer)
+            except Exception:  # noqa: BLE001 - a line that breaks or a defect must not end the node; the round goes on
+                _log.exception("a request could not be answered")
 
 
 def _answer_task(supernode: RuntimeAddress, token: str, answer: Answer) -> None:
@@ -275,7 +292,12 @@ def _answer_task(supernode: RuntimeAddress, token: str, answer: Answer) -> None:
             record = answer(*_request_of(message))
             reply = Message(_packed(record.to_bytes(), {}), reply_to=message)
         except ManyeyesError as error:
-            reply = Message(Error(code=0, reason=str(error)), reply_to=message)
+            # What is wrong is told to the coordinator; in which of the site's files, only here.
+            _log.warning("a request was refused: %s", error)
+            reply = Message(Error(code=0, reason=error.reason), reply_to=message)
+        except Exception as error:  # noqa: BLE001 - a defect of ours must not end the node; it is logged
+            _log.exception("a request could not be carried out")
+            reply = Message(Error(code=0, reason=f"a defect of this program: {type(error).__name__}"), reply_to=message)
         push_message(client, reply, context)
         push_task_output(client, context, "completed", "")
 
@@ -308,6 +330,17 @@ def _unpacked(content: RecordDict) -> tuple[bytes, Mapping[str, Any]]:
     if len(arrays) != 1 or array is None or array.stype != _PART:
         raise ProtocolError("the message does not hold one record")
     return array.data, dict(about)
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except httpx.HTTPError as error:
+        raise RunError(
+            f"the SuperLink does not answer ({type(error).__name__})",
+            cure="See its log in the coordinator's state folder; start again with --resume.",
+        ) from error
 
 
 def _public_key(pem: bytes) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,7 +12,7 @@ from pydantic import Field, field_validator
 
 from manyeyes.config import NODE_ID_PATTERN, Section, read_values, validate
 from manyeyes.datasets import Dataset, check_decodable, load_dataset, raise_problem
-from manyeyes.errors import ConfigError, DataError
+from manyeyes.errors import ConfigError, DataError, RunError
 from manyeyes.federation.deployment import supernode
 from manyeyes.federation.flower import serve_requests
 from manyeyes.federation.keys import NODE_KEY, read_certificate
@@ -20,6 +22,9 @@ from manyeyes.learners.learner import ProgressCallback, silent
 __all__ = ["NodeConfig", "load_node_config", "run_node"]
 
 _HTTPS_PORT = 443
+_REST_SECONDS = 5.0
+
+_log = logging.getLogger(__name__)
 
 
 class NodeConfig(Section):
@@ -106,9 +111,21 @@ def run_node(
         )
     read_certificate(config.authority)
     site = Site(config.node_id, data, config.folder / "training", limits=config.limits, progress=progress)
-    with supernode(config.folder, config.address, config.authority) as address:
-        ready(data)
-        serve_requests(address, site, lambda: stop() is not None)
+    ready(data)
+    while not stop():
+        try:
+            with supernode(config.folder, config.address, config.authority) as address:
+                serve_requests(address, site, lambda: stop() is not None)
+        except RunError as error:
+            # Flower's process ends when the coordinator refuses its key or is away for long; the node stays.
+            _log.warning("%s; trying again", error)
+            _rest(stop)
+
+
+def _rest(stop: Callable[[], str | None]) -> None:
+    ends = time.monotonic() + _REST_SECONDS
+    while time.monotonic() < ends and not stop():
+        time.sleep(0.2)
 
 
 def _open(config: NodeConfig) -> Dataset:
