@@ -47,7 +47,7 @@ def test_a_site_trains_and_tests_whatever_form_it_is_asked_for(
     [
         (Limits(batch_size=2), "allows batch_size up to 2, and 4 were asked for"),
         (Limits(imgsz=96), "allows imgsz up to 96, and 128 were asked for"),
-        (Limits(epochs=0.5), "allows epochs up to 0.5, and 1 were asked for"),
+        (Limits(epochs=0.2), r"allows epochs up to 0\.2, and 0\.444444 were asked for"),
     ],
 )
 def test_a_plan_beyond_a_sites_limits_is_refused(

@@ -120,7 +120,9 @@ class Site:
             ProtocolError: it asks for more than the site allows.
         """
         limits, train = self._limits, plan.train
-        asked = {"epochs": train.epochs, "batch_size": train.batch, "imgsz": train.imgsz}
+        pictures = len(self._data.split("train"))
+        epochs = train.steps * train.batch / pictures if train.steps else train.epochs
+        asked = {"epochs": epochs, "batch_size": train.batch, "imgsz": train.imgsz}
         for name, most in (("epochs", limits.epochs), ("batch_size", limits.batch_size), ("imgsz", limits.imgsz)):
             if most is not None and asked[name] > most:
                 raise ProtocolError(
