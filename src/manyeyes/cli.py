@@ -494,5 +494,28 @@ def node_init(
     print(mark)  # noqa: T201
 
 
+@node_app.command(epilog="Example: `manyeyes node audit --folder nodes/A`  ·  `manyeyes node audit --json`")
+def audit(
+    folder: Annotated[Path, typer.Option("--folder", help="The node's state folder.")],
+    as_json: Json = False,
+) -> None:
+    """Show everything that left this node, after checking that no line of the log was changed."""
+    from datetime import datetime
+
+    from manyeyes.federation.audit import AUDIT, read_audit
+    from manyeyes.report.tables import format_bytes
+
+    entries = list(read_audit(folder / AUDIT))
+    if as_json:
+        _print_json(entries)
+        return
+    for entry in entries:
+        when = datetime.fromtimestamp(entry["time"]).isoformat(sep=" ", timespec="seconds")
+        numbers = sum(kind["numbers"] for kind in entry["arrays"].values())
+        what = f"{numbers:,} numbers of weights" if numbers else ", ".join(entry["values"])
+        print(f"{when}  {entry['kind']:9} {entry['sent']:8} {format_bytes(entry['bytes']):>9}  {what}")  # noqa: T201
+    print(f"{len(entries)} entries, none changed since it was written.")  # noqa: T201
+
+
 if __name__ == "__main__":
     main()

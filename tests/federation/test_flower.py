@@ -20,6 +20,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from manyeyes.config import parse_config
 from manyeyes.errors import ConfigError, ProtocolError
+from manyeyes.federation.audit import AUDIT, read_audit
 from manyeyes.federation.coordinator import load_coordinator_config
 from manyeyes.federation.flower import _packed, _unpacked, fab
 from manyeyes.federation.launch import launch
@@ -28,6 +29,8 @@ from manyeyes.federation.transport import Record
 from manyeyes.report.runlog import read_runlog
 from manyeyes.weights import load_weights
 
+# All that a node's answers hold besides arrays; README.md says the same.
+DECLARED = {"protocol", "template", "num_examples", "metrics"}
 SITES = {"A": "a_office", "B": "b_crossroads", "C": "c_night"}
 PLAN: dict[str, Any] = {
     "train": {"imgsz": 128, "batch": 4, "precision": "fp32", "lr": 0.002, "threads": 1},
@@ -126,6 +129,15 @@ def test_three_nodes_over_tls_end_in_the_bits_of_the_local_engine(deployment: De
     received = [event for event in events if event["event"] == "update_received"]
     assert sorted(event["node"] for event in received) == sorted([*SITES, *SITES])
     assert all(event["bytes"] > 10_000_000 for event in received)
+
+    for node in SITES:
+        left = list(read_audit(deployment.folder / "nodes" / node / AUDIT))
+        assert [(entry["kind"], entry["sent"]) for entry in left] == [("fit", "answer"), ("evaluate", "answer")] * 2
+        sent = [entry["bytes"] for entry in left if entry["kind"] == "fit"]
+        assert sent == [event["bytes"] for event in received if event["node"] == node]
+        assert all(entry["arrays"] == {} for entry in left if entry["kind"] == "evaluate")
+        assert {name for entry in left for name in entry["values"]} == DECLARED
+    assert "4 entries, none changed" in deployment.call("node", "audit", "--folder", "nodes/A")
 
 
 def test_what_flower_takes_for_the_app_holds_no_code() -> None:

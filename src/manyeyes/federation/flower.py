@@ -41,6 +41,7 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 
 from manyeyes.errors import ManyeyesError, ProtocolError, RunError
 from manyeyes.federation.admission import Members
+from manyeyes.federation.audit import AuditLog
 from manyeyes.federation.messages import EVALUATE, FIT, PROTOCOL_VERSION
 from manyeyes.federation.site import ModelForm
 from manyeyes.federation.transport import Record, Reply, Request
@@ -58,6 +59,8 @@ _MAX_ID = 200
 _POLL = 0.2
 _PATIENCE = 60.0
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
+
+_UNREAD = Request("unread", "", "unread", Record())
 
 _log = logging.getLogger(__name__)
 
@@ -251,12 +254,13 @@ class FlowerTransport:
                 self._control.RegisterNode(RegisterNodeRequest(public_key=key))
 
 
-def serve_requests(supernode: RuntimeAddress, answer: Answer, stop: Callable[[], bool]) -> None:
+def serve_requests(supernode: RuntimeAddress, answer: Answer, audit: AuditLog, stop: Callable[[], bool]) -> None:
     """Answer what comes to a node, one request after the other, until `stop` says so.
 
     Args:
         supernode: where this machine's SuperNode listens.
         answer: called with each request in this thread.
+        audit: told of everything before it leaves.
         stop: asked several times a second, and not while a request is answered.
 
     Raises:
@@ -275,31 +279,42 @@ def serve_requests(supernode: RuntimeAddress, answer: Answer, stop: Callable[[],
                 time.sleep(_POLL)
                 continue
             try:
-                _answer_task(supernode, task.token, answer)
+                _answer_task(supernode, task.token, answer, audit)
             except Exception:  # noqa: BLE001 - a line that breaks or a defect must not end the node; the round goes on
                 _log.exception("a request could not be answered")
 
 
-def _answer_task(supernode: RuntimeAddress, token: str, answer: Answer) -> None:
+def _answer_task(supernode: RuntimeAddress, token: str, answer: Answer, audit: AuditLog) -> None:
     with supernode.client("flwr-clientapp", token) as client, _beating(client):
         message, context, _, app = pull_task_input(client)
+        request = _UNREAD
         try:
             if app.hash_str != fab()[1]:
                 raise ProtocolError(
                     "this task is of another program, or of another version of this one",
                     cure="Install the same version of manyeyes on the coordinator and its nodes.",
                 )
-            record = answer(*_request_of(message))
-            reply = Message(_packed(record.to_bytes(), {}), reply_to=message)
-        except ManyeyesError as error:
-            # What is wrong is told to the coordinator; in which of the site's files, only here.
-            _log.warning("a request was refused: %s", error)
-            reply = Message(Error(code=0, reason=error.reason), reply_to=message)
+            request, form = _request_of(message)
+            record = answer(request, form)
+            data = record.to_bytes()
+            audit.answer(request, record, data)
+            reply = Message(_packed(data, {}), reply_to=message)
         except Exception as error:  # noqa: BLE001 - a defect of ours must not end the node; it is logged
-            _log.exception("a request could not be carried out")
-            reply = Message(Error(code=0, reason=f"a defect of this program: {type(error).__name__}"), reply_to=message)
+            reply = Message(Error(code=0, reason=_told(error, request, audit)), reply_to=message)
         push_message(client, reply, context)
         push_task_output(client, context, "completed", "")
+
+
+def _told(error: Exception, request: Request, audit: AuditLog) -> str:
+    """The words for the coordinator: what is wrong, but not in which of the site's files; that stays in its own log."""
+    if isinstance(error, ManyeyesError):
+        _log.warning("request %s was refused: %s", request.request_id, error)
+        reason = error.reason
+    else:
+        _log.error("request %s could not be carried out", request.request_id, exc_info=error)
+        reason = f"a defect of this program: {type(error).__name__}"
+    audit.refusal(request, reason)
+    return reason
 
 
 def _request_of(message: Message) -> tuple[Request, ModelForm]:

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 from manyeyes.config import NODE_ID_PATTERN, Section, read_values, validate
 from manyeyes.datasets import Dataset, check_decodable, load_dataset, raise_problem
 from manyeyes.errors import ConfigError, DataError, RunError
+from manyeyes.federation.audit import AuditLog
 from manyeyes.federation.deployment import supernode
 from manyeyes.federation.flower import serve_requests
 from manyeyes.federation.keys import NODE_KEY, read_certificate
@@ -111,11 +112,12 @@ def run_node(
         )
     read_certificate(config.authority)
     site = Site(config.node_id, data, config.folder / "training", limits=config.limits, progress=progress)
+    audit = AuditLog(config.folder)
     ready(data)
     while not stop():
         try:
             with supernode(config.folder, config.address, config.authority) as address:
-                serve_requests(address, site, lambda: stop() is not None)
+                serve_requests(address, site, audit, lambda: stop() is not None)
         except RunError as error:
             # Flower's process ends when the coordinator refuses its key or is away for long; the node stays.
             _log.warning("%s; trying again", error)

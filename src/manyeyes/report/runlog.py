@@ -34,7 +34,7 @@ from typing import Any
 
 from manyeyes.errors import ResourceError, RunError
 
-__all__ = ["Emit", "Event", "RunLog", "read_runlog", "without_redone"]
+__all__ = ["Emit", "Event", "RunLog", "read_runlog", "remove_unfinished_line", "without_redone"]
 
 Emit = Callable[..., None]
 """``emit(event, **fields)``: how every room reports what happens, without knowing who listens."""
@@ -61,7 +61,7 @@ class RunLog:
         self.listeners: list[Callable[[Event], None]] = []
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_unfinished_line(path)
+            remove_unfinished_line(path)
             self._file = path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
             raise ResourceError(
@@ -126,7 +126,8 @@ def _parse(line: bytes, path: Path, number: int) -> Event:
     return event
 
 
-def _remove_unfinished_line(path: Path) -> None:
+def remove_unfinished_line(path: Path) -> None:
+    """Cut off what a crash left of a last line, so that the next one begins a line of its own."""
     if not path.exists():
         return
     with path.open("rb+") as file:
