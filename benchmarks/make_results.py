@@ -183,7 +183,11 @@ def main() -> None:
         "",
         "Kept for comparison; their commands stand at the commits that are named.",
         "",
+        *accuracy(
+            "Three synthetic sites, 90 rounds, every site counting the same", "three_sites.py", read("three_sites_90")
+        ),
         *accuracy("Three synthetic sites, rounds of a whole epoch", "three_sites.py", read("three_sites_whole_epochs")),
+        *accuracy("Streets, rounds of a whole epoch", "streets.yaml", read("streets_whole_epochs")),
         *accuracy("Streets at 416 px, SGD 0.002, whole net", "streets.yaml", read("streets_sgd416")),
         *accuracy("Streets at 416 px, SGD 0.002, head only", "streets.yaml", read("streets_head_sgd416")),
         *accuracy("Blood cells, four rounds, whole net", "bccd.yaml", read("bccd_short")),

@@ -13,9 +13,9 @@ not run again: delete its cell to do so.
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from cells import Claim, arguments, claim, load_cell, save_cell, show
@@ -46,7 +46,7 @@ def measure(name: str, seed: int, work: Path, *, quick: bool) -> dict[str, Any]:
     summary = launch(config, resume=True, console=Console(stderr=True)).to_dict()
     tested = json.loads((config.run_folder / "rows" / "together" / "test.json").read_text())
     by_site = [tested[site.node_id] for site in config.sites]
-    means = {key: statistics.mean(metrics[key] for metrics in by_site) for key in ULTRAFLWR}
+    means = {key: mean(metrics[key] for metrics in by_site) for key in ULTRAFLWR}
     configuration = {"file": file, "overrides": overrides}
     return {"seed": seed, "configuration": configuration, "samples": {**summary, "mean_over_sites": means}}
 
@@ -60,18 +60,27 @@ def claims_of(name: str, cells: list[dict[str, Any]]) -> list[Claim]:
     together = [map50(cell, "together") for cell in cells]
     claims = [
         claim(
-            f"{name}: mAP50 together / pooled pictures", together, [map50(c, "pooled") for c in cells], 0.97, "higher"
+            f"{name}: mAP50 together / pooled pictures",
+            together,
+            [map50(c, "pooled") for c in cells],
+            0.97,
+            "higher",
+            mean,
         ),
-        claim(f"{name}: mAP50 together / untrained", together, [map50(c, "untrained") for c in cells], 1.0, "higher"),
+        claim(
+            f"{name}: mAP50 together / untrained", together, [map50(c, "untrained") for c in cells], 1.0, "higher", mean
+        ),
     ]
     for number, site in enumerate(cells[0]["samples"]["sites"]):
         found = [cell["samples"]["sites"][number] for cell in cells]
         text = f"{name}: mAP50 on the test pictures of {site['site']}, together / its own model"
-        claims.append(claim(text, [s["together"] for s in found], [s["alone"] for s in found], 1.0, "higher"))
+        claims.append(claim(text, [s["together"] for s in found], [s["alone"] for s in found], 1.0, "higher", mean))
     if name == "bccd":
         for key, theirs in ULTRAFLWR.items():
             ours = [cell["samples"]["mean_over_sites"][key] for cell in cells]
-            claims.append(claim(f"{name}: {key} together, mean over sites / UltraFlwr", ours, [theirs], 1.0, "higher"))
+            claims.append(
+                claim(f"{name}: {key} together, mean over sites / UltraFlwr", ours, [theirs], 1.0, "higher", mean)
+            )
     return claims
 
 
