@@ -73,6 +73,7 @@ class Deployment:
             "data_path": "elsewhere",
             "device": "cpu",
             "threads": 1,
+            "patience": 10,
         }
         (self.folder / "node.yaml").write_text(yaml.safe_dump(node_values))
 

@@ -20,15 +20,30 @@ from typing import Any
 
 import httpx
 from cryptography.hazmat.primitives import serialization
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.app.error import Error
 from flwr.cli.build import build_fab_from_files
-from flwr.common.serde import run_from_proto
+from flwr.common.serde import context_from_proto, run_from_proto
 from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, StartRunRequest
 from flwr.proto.fab_pb2 import Fab
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, PushTaskOutputRequest
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullAppMessagesRequest,
+    PullTaskInputRequest,
+    PushTaskOutputRequest,
+)
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectUnavailableError,
+    pull_and_inflate_object_from_tree,
+)
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -37,7 +52,7 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
-from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 from manyeyes.errors import ManyeyesError, ProtocolError, RunError
 from manyeyes.federation.admission import Members
@@ -55,6 +70,7 @@ _PART = "manyeyes"
 _MESSAGE_TYPES = {FIT: "train", EVALUATE: "evaluate"}
 _KINDS = {name: kind for kind, name in _MESSAGE_TYPES.items()}
 _MAX_ID = 200
+_MAX_REASON = 500
 # How often the SuperLink and the SuperNode, both on this machine, are asked for something new, in seconds.
 _POLL = 0.2
 _PATIENCE = 60.0
@@ -121,6 +137,19 @@ clientapp = "installed:none"
     return content, hashlib.sha256(content).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A request on its way: to which of Flower's nodes, and how long its record was."""
+
+    request: Request
+    address: int
+    num_bytes: int
+
+    def failed(self, reason: str) -> Reply:
+        request = self.request
+        return Reply(request.request_id, request.node_id, None, error=reason[:_MAX_REASON], bytes_down=self.num_bytes)
+
+
 class FlowerTransport:
     """A transport over a SuperLink that runs on this machine; a context manager that holds a run of Flower's.
 
@@ -135,8 +164,7 @@ class FlowerTransport:
 
     def __init__(self, superlink: RuntimeAddress, members: Members, form: ModelForm) -> None:
         self._members, self._form = members, form.model_dump_json()
-        self._pending: dict[str, Request] = {}
-        self._sent: dict[str, int] = {}
+        self._pending: dict[str, _Sent] = {}
         self._gone: list[Reply] = []
         self._control = ControlHttpClient.from_server_address(
             superlink.address,
@@ -194,8 +222,7 @@ class FlowerTransport:
             )
             with _answering():
                 (message_id,) = self._grid.push_messages([message])
-            self._pending[message_id] = request
-            self._sent[message_id] = len(data)
+            self._pending[message_id] = _Sent(request, addresses[request.node_id], len(data))
 
     def receive(self, timeout: float | None) -> list[Reply]:
         """Wait for replies; empty when the time is up, or at once when nothing is pending."""
@@ -219,19 +246,21 @@ class FlowerTransport:
             return []
 
     def _reply(self, message: Message) -> Reply | None:
-        request = self._pending.pop(message.metadata.reply_to_message_id, None)
-        if request is None:
+        sent = self._pending.pop(message.metadata.reply_to_message_id, None)
+        if sent is None:
             return None
-        down = self._sent.pop(message.metadata.reply_to_message_id)
         if message.has_error():
-            reason = message.error.reason or f"Flower's error {message.error.code}"
-            return Reply(request.request_id, request.node_id, None, error=reason, bytes_down=down)
+            return sent.failed(message.error.reason or f"Flower's error {message.error.code}")
+        if message.metadata.src_node_id != sent.address:
+            return sent.failed("another node answered in its place")
         try:
             data, _ = _unpacked(message.content)
             record = Record.from_bytes(data)
         except ProtocolError as error:
-            return Reply(request.request_id, request.node_id, None, error=str(error), bytes_down=down)
-        return Reply(request.request_id, request.node_id, record, bytes_down=down, bytes_up=len(data))
+            return sent.failed(str(error))
+        return Reply(
+            sent.request.request_id, sent.request.node_id, record, bytes_down=sent.num_bytes, bytes_up=len(data)
+        )
 
     def _addresses(self) -> dict[str, int]:
         """Node id → Flower's number of it, for the admitted nodes that are online."""
@@ -254,7 +283,9 @@ class FlowerTransport:
                 self._control.RegisterNode(RegisterNodeRequest(public_key=key))
 
 
-def serve_requests(supernode: RuntimeAddress, answer: Answer, audit: AuditLog, stop: Callable[[], bool]) -> None:
+def serve_requests(
+    supernode: RuntimeAddress, answer: Answer, audit: AuditLog, stop: Callable[[], bool], *, patience: float = 60.0
+) -> None:
     """Answer what comes to a node, one request after the other, until `stop` says so.
 
     Args:
@@ -262,6 +293,8 @@ def serve_requests(supernode: RuntimeAddress, answer: Answer, audit: AuditLog, s
         answer: called with each request in this thread.
         audit: told of everything before it leaves.
         stop: asked several times a second, and not while a request is answered.
+        patience: seconds without a single part of a request coming in after which it is given up. One whose
+            coordinator was started again meanwhile never comes.
 
     Raises:
         RunError: the SuperNode is no longer there.
@@ -279,17 +312,27 @@ def serve_requests(supernode: RuntimeAddress, answer: Answer, audit: AuditLog, s
                 time.sleep(_POLL)
                 continue
             try:
-                _answer_task(supernode, task.token, answer, audit)
+                _answer_task(supernode, task.token, answer, audit, patience)
+            except ObjectPullError as error:
+                _log.warning("a request was given up: %s", error)
             except Exception:  # noqa: BLE001 - a line that breaks or a defect must not end the node; the round goes on
                 _log.exception("a request could not be answered")
 
 
-def _answer_task(supernode: RuntimeAddress, token: str, answer: Answer, audit: AuditLog) -> None:
+def _answer_task(supernode: RuntimeAddress, token: str, answer: Answer, audit: AuditLog, patience: float) -> None:
     with supernode.client("flwr-clientapp", token) as client, _beating(client):
-        message, context, _, app = pull_task_input(client)
+        given = client.PullTaskInput(PullTaskInputRequest())
+        TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
+        TaskIdentity.node_id = given.context.node_id
+        context = context_from_proto(given.context)
+        try:
+            message = _pull_message(client, context, patience)
+        except ObjectPullError as error:
+            push_task_output(client, context, "failed", str(error))
+            raise
         request = _UNREAD
         try:
-            if app.hash_str != fab()[1]:
+            if given.fab.hash_str != fab()[1]:
                 raise ProtocolError(
                     "this task is of another program, or of another version of this one",
                     cure="Install the same version of manyeyes on the coordinator and its nodes.",
@@ -303,6 +346,41 @@ def _answer_task(supernode: RuntimeAddress, token: str, answer: Answer, audit: A
             reply = Message(Error(code=0, reason=_told(error, request, audit)), reply_to=message)
         push_message(client, reply, context)
         push_task_output(client, context, "completed", "")
+
+
+def _pull_message(client: RuntimeHttpClient, context: Context, patience: float) -> Message:
+    """The message of a task; its parts come in as the SuperNode gets them from far away.
+
+    Raises:
+        ObjectPullError: no part came in for `patience` seconds.
+    """
+    answer = client.PullMessages(PullAppMessagesRequest())
+    (tree,), node = answer.message_object_trees, Node(node_id=context.node_id)
+    pull = make_pull_object_fn_protobuf(client.PullObject, node, context.run_id)
+    came = [time.monotonic()]
+
+    def pull_in_time(object_id: str) -> bytes:
+        try:
+            part = pull(object_id)
+        except ObjectUnavailableError:
+            if time.monotonic() - came[0] > patience:
+                raise ObjectPullError(object_id, f"nothing came for {patience:.0f} s") from None
+            raise
+        came[0] = time.monotonic()
+        return part
+
+    message = pull_and_inflate_object_from_tree(
+        tree,
+        pull_in_time,
+        make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, context.run_id),
+        return_type=Message,
+        max_tries_per_object=None,
+        max_time=None,
+        backoff_cap=1.0,
+    )
+    # A message that was taken apart does not hold its own id.
+    message.metadata.__dict__["_message_id"] = tree.object_id
+    return message
 
 
 def _told(error: Exception, request: Request, audit: AuditLog) -> str:

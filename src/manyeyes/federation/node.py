@@ -42,6 +42,7 @@ class NodeConfig(Section):
     imgsz: int | None = Field(None, ge=32, description="largest side in pixels that may be asked for")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores this process may use")
+    patience: float = Field(60.0, gt=0, description="seconds without anything coming in after which it is given up")
 
     @field_validator("coordinator_url")
     @classmethod
@@ -117,7 +118,7 @@ def run_node(
     while not stop():
         try:
             with supernode(config.folder, config.address, config.authority) as address:
-                serve_requests(address, site, audit, lambda: stop() is not None)
+                serve_requests(address, site, audit, lambda: stop() is not None, patience=config.patience)
         except RunError as error:
             # Flower's process ends when the coordinator refuses its key or is away for long; the node stays.
             _log.warning("%s; trying again", error)
