@@ -91,7 +91,10 @@ def test_the_final_pt_opens_in_ultralytics_and_val_agrees_with_the_table(
     model = folder / "rows" / "together" / "final.pt"
     from ultralytics import YOLO
 
+    import manyeyes.learners.yolo  # noqa: F401 - first, so that Ultralytics neither speaks nor writes into the home folder
+
     assert YOLO(str(model)).names == {0: "person", 1: "car"}
+    capsys.readouterr()
     site = folder / "sites" / "b_crossroads"
     assert call(monkeypatch, "val", model, site, "--imgsz", 256, "--json") == 0
     metrics = json.loads(capsys.readouterr().out)
