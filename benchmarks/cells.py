@@ -14,7 +14,7 @@ from typing import Any
 
 from manyeyes.weights import write_atomically
 
-__all__ = ["Claim", "arguments", "claim", "commit", "load_cell", "machine", "save_cell", "show"]
+__all__ = ["Claim", "arguments", "claim", "commit", "machine", "save_cell", "seeds_of", "show"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -94,10 +94,27 @@ def commit() -> str:
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else "unknown"
 
 
-def load_cell(name: str, cell: str) -> dict[str, Any] | None:
-    """A cell that was measured before, or None."""
-    path = RESULTS / name / f"{cell}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+def seeds_of(
+    name: str, seeds: Sequence[int], measure: Callable[[int], dict[str, Any]], *, keep: bool
+) -> list[dict[str, Any]]:
+    """The cells of seeds: as measured before, or measured now.
+
+    Args:
+        name: folder of the cells.
+        seeds: in the order they are wanted.
+        measure: gives the values of one seed's cell.
+        keep: whether cells are read and written; without it all seeds are measured.
+    """
+    cells = []
+    for seed in seeds:
+        path = RESULTS / name / f"seed-{seed}.json"
+        if keep and path.exists():
+            cells.append(json.loads(path.read_text()))
+            continue
+        cells.append({"seed": seed, **measure(seed)})
+        if keep:
+            save_cell(name, path.stem, cells[-1])
+    return cells
 
 
 def save_cell(name: str, cell: str, values: dict[str, Any]) -> None:

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from cells import Claim, arguments, claim, load_cell, save_cell, show
+from cells import Claim, arguments, claim, seeds_of, show
 from rich.console import Console
 
 from manyeyes.config import load_config
@@ -36,7 +37,7 @@ RUNS = {
 ULTRAFLWR = {"map50": 0.900, "map50_95": 0.627}
 
 
-def measure(name: str, seed: int, work: Path, *, quick: bool) -> dict[str, Any]:
+def measure(name: str, seed: int, *, work: Path, quick: bool) -> dict[str, Any]:
     """One run of one configuration: its summary."""
     file, overrides = RUNS[name]
     own = [f"output={work}", f"name={name.replace('_', '-')}-{seed}", f"seed={seed}"]
@@ -48,7 +49,7 @@ def measure(name: str, seed: int, work: Path, *, quick: bool) -> dict[str, Any]:
     by_site = [tested[site.node_id] for site in config.sites]
     means = {key: mean(metrics[key] for metrics in by_site) for key in ULTRAFLWR}
     configuration = {"file": file, "overrides": overrides}
-    return {"seed": seed, "configuration": configuration, "samples": {**summary, "mean_over_sites": means}}
+    return {"configuration": configuration, "samples": {**summary, "mean_over_sites": means}}
 
 
 def claims_of(name: str, cells: list[dict[str, Any]]) -> list[Claim]:
@@ -94,15 +95,8 @@ def main() -> None:
     claims: list[Claim] = []
     with tempfile.TemporaryDirectory() as temporary:
         for name in options.only or list(RUNS):
-            cells = []
-            for seed in options.seeds:
-                cell = None if options.quick else load_cell(name, f"seed-{seed}")
-                if cell is None:
-                    cell = measure(name, seed, options.work or Path(temporary), quick=options.quick)
-                    if not options.quick:
-                        save_cell(name, f"seed-{seed}", cell)
-                cells.append(cell)
-            claims += claims_of(name, cells)
+            run = partial(measure, name, work=options.work or Path(temporary), quick=options.quick)
+            claims += claims_of(name, seeds_of(name, options.seeds, run, keep=not options.quick))
     show(claims, options.json)
 
 

@@ -10,11 +10,12 @@ A seed that was measured before is not run again: delete its cell to do so.
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from cells import arguments, claim, load_cell, save_cell, show
+from cells import arguments, claim, seeds_of, show
 from rich.console import Console
 
 from manyeyes.config import dump_config
@@ -27,14 +28,14 @@ SEEDS = (3, 4, 5)
 ROUNDS = 135
 
 
-def measure(seed: int, work: Path, *, quick: bool) -> dict[str, Any]:
+def measure(seed: int, *, work: Path, quick: bool) -> dict[str, Any]:
     """One seed of the demo: its summary."""
     rounds = None if quick else ROUNDS
     config = demo_config(work, quick=quick, seed=seed, name=f"three-sites-{seed}", rounds=rounds)
     prepare_demo(config, quick=quick)
     summary = launch(config, resume=True, console=Console(stderr=True)).to_dict()
     portable = dump_config(config).replace(str(work.absolute()), "WORK").replace(str(Path.cwd()), ".")
-    return {"seed": seed, "configuration": portable, "samples": summary}
+    return {"configuration": portable, "samples": summary}
 
 
 def row(cell: dict[str, Any], model: str) -> dict[str, Any]:
@@ -47,16 +48,9 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--work", type=Path, help="folder for the runs; default: a temporary one")
     options = parser.parse_args()
-    cells = []
     with tempfile.TemporaryDirectory() as temporary:
-        work = options.work or Path(temporary)
-        for seed in SEEDS[:1] if options.quick else SEEDS:
-            cell = None if options.quick else load_cell("three_sites", f"seed-{seed}")
-            if cell is None:
-                cell = measure(seed, work, quick=options.quick)
-                if not options.quick:
-                    save_cell("three_sites", f"seed-{seed}", cell)
-            cells.append(cell)
+        run = partial(measure, work=options.work or Path(temporary), quick=options.quick)
+        cells = seeds_of("three_sites", SEEDS[:1] if options.quick else SEEDS, run, keep=not options.quick)
     together = [row(cell, "together")["map50"] for cell in cells]
     alone = [max(r["map50"] for r in cell["samples"]["rows"] if r["model"].endswith("alone")) for cell in cells]
     pooled = [row(cell, "pooled")["map50"] for cell in cells]

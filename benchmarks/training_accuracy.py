@@ -20,10 +20,11 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cells import Claim, arguments, claim, load_cell, save_cell, show
+from cells import Claim, arguments, claim, seeds_of, show
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 # Student's t for 95 % on one side, by degrees of freedom.
@@ -119,7 +120,7 @@ def measure(options: argparse.Namespace, seed: int) -> dict[str, Any]:
             samples[side] = {**test(options, model), "seconds": round(seconds, 1)}
         print(f"seed {seed}, {side}: {samples[side]}", file=sys.stderr)
     kept = {name: getattr(options, name) for name in ("imgsz", "batch", "epochs", "threads")}
-    return {"seed": seed, "configuration": kept, "samples": samples}
+    return {"configuration": kept, "samples": samples}
 
 
 def claims_of(cells: list[dict[str, Any]]) -> list[Claim]:
@@ -161,14 +162,7 @@ def main() -> None:
     options = parse()
     if options.quick:
         options.seeds, options.epochs, options.imgsz = options.seeds[:1], 1, 64
-    cells = []
-    for seed in options.seeds:
-        cell = None if options.quick else load_cell("training_accuracy", f"seed-{seed}")
-        if cell is None:
-            cell = measure(options, seed)
-            if not options.quick:
-                save_cell("training_accuracy", f"seed-{seed}", cell)
-        cells.append(cell)
+    cells = seeds_of("training_accuracy", options.seeds, partial(measure, options), keep=not options.quick)
     if not options.json:
         print(lower_bound(cells))
     show(claims_of(cells), options.json)

@@ -16,11 +16,12 @@ import argparse
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from cells import Claim, arguments, claim, load_cell, save_cell, show
+from cells import Claim, arguments, claim, seeds_of, show
 
 from manyeyes.config import ModelSection, TrainSection
 from manyeyes.datasets import load_dataset
@@ -64,6 +65,12 @@ def train(options: argparse.Namespace, seed: int, views: int) -> dict[str, float
     return row
 
 
+def measure(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """One seed of all rows."""
+    kept = {name: getattr(options, name) for name in ("imgsz", "batch", "epochs", "lr", "threads")}
+    return {"configuration": kept, "samples": {str(views): train(options, seed, views) for views in VIEWS}}
+
+
 def claims_of(cells: list[dict[str, Any]]) -> list[Claim]:
     """Each number of views against none."""
     claims = []
@@ -90,16 +97,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.seeds, options.imgsz = options.seeds[:1], 64
-    cells = []
-    for seed in options.seeds:
-        cell = None if options.quick else load_cell("views_accuracy", f"seed-{seed}")
-        if cell is None:
-            kept = {name: getattr(options, name) for name in ("imgsz", "batch", "epochs", "lr", "threads")}
-            samples = {str(views): train(options, seed, views) for views in VIEWS}
-            cell = {"seed": seed, "configuration": kept, "samples": samples}
-            if not options.quick:
-                save_cell("views_accuracy", f"seed-{seed}", cell)
-        cells.append(cell)
+    cells = seeds_of("views_accuracy", options.seeds, partial(measure, options), keep=not options.quick)
     show(claims_of(cells), options.json)
 
 
