@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pooled_peer
 import training_accuracy
 import views_accuracy
 from cells import RESULTS, Claim, commit
@@ -140,7 +141,7 @@ def main() -> None:
     for readme in ("README.md", "README.zh-CN.md"):
         for name, cells in (("demo", "three_sites"), ("streets", "streets"), ("bccd", "bccd")):
             fill(RESULTS.parents[1] / readme, name, read(cells))
-    compared, views = read("training_accuracy"), read("views_accuracy")
+    compared, views, peer = read("training_accuracy"), read("views_accuracy"), read("pooled_peer")
     lines = [
         "# Results",
         "",
@@ -156,6 +157,12 @@ def main() -> None:
             read("streets_thermal"),
         ),
         *accuracy("Blood cells", "python benchmarks/real_sites.py --only bccd", read("bccd")),
+        *of_claims(
+            "Blood cells, against Ultralytics' trainer on the pooled pictures",
+            "python benchmarks/pooled_peer.py",
+            peer,
+            pooled_peer.claims_of(list(peer.values()), quick=False) if peer else None,
+        ),
         *of_claims(
             "What a round costs beyond training",
             "python benchmarks/round_cost.py",

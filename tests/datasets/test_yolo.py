@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from manyeyes.datasets import Dataset, Problem, load_yolo, save_yolo
+from manyeyes.datasets.classes import pool
 from manyeyes.errors import DataError
 
 from .conftest import Maker, boxes_of, draw_picture
@@ -219,6 +221,15 @@ def test_pictures_of_one_name_keep_their_own_labels(tmp_path: Path, make_yolo: M
     save_yolo(load_yolo(root), tmp_path / "flat")
     boxes = boxes_of(load_yolo(tmp_path / "flat"))
     assert {name: [box[0] for box in found] for (_, name), found in boxes.items()} == {"a": ["person"], "a_2": ["car"]}
+
+
+def test_pooled_sites_are_saved_where_the_same_was_looked_for_in_all(make_yolo: Maker, tmp_path: Path) -> None:
+    dataset = load_yolo(make_yolo())
+    save_yolo(pool({"A": dataset, "B": dataset}), tmp_path / "pooled")
+    assert len(load_yolo(tmp_path / "pooled").split("train")) == 2 * len(dataset.split("train"))
+    persons = replace(dataset, annotates=frozenset({"person"}))
+    with pytest.raises(DataError, match="differ from picture to picture"):
+        save_yolo(pool({"A": dataset, "B": persons}), tmp_path / "other")
 
 
 def test_nothing_is_overwritten_and_the_site_is_not_written_to(make_yolo: Maker, tmp_path: Path) -> None:

@@ -59,9 +59,10 @@ def _refuse_dataset(dataset: Dataset, folder: Path) -> None:
         )
     if not any(dataset.splits.values()):
         raise DataError("there is no picture to save", file=folder)
+    looked_for = frozenset(index for index, name in enumerate(dataset.names) if name in dataset.annotates)
     for samples in dataset.splits.values():
         for sample in samples:
-            if sample.annotates is not None:
+            if sample.annotates not in (None, looked_for):
                 raise DataError(
                     "the classes looked for differ from picture to picture, which no file layout can hold",
                     file=sample.image,
