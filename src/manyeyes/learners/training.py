@@ -34,6 +34,7 @@ from torch.utils.checkpoint import checkpoint
 from manyeyes.config import TrainSection
 from manyeyes.errors import ResourceError, RunError
 from manyeyes.learners.learner import FitPlan, Progress, ProgressCallback, silent
+from manyeyes.learners.memory import freed_memory_kept
 
 __all__ = [
     "Batch",
@@ -358,10 +359,11 @@ def train(
     meter = _Meter(session, progress)
     batches = source.batches(session)
     try:
-        for step, parts in enumerate(batches):
-            stepper.set_learning_rate(step)
-            items, images = stepper.step(parts)
-            meter.count(step, items, images)
+        with freed_memory_kept(device):
+            for step, parts in enumerate(batches):
+                stepper.set_learning_rate(step)
+                items, images = stepper.step(parts)
+                meter.count(step, items, images)
     finally:
         close = getattr(batches, "close", None)
         if close:

@@ -45,7 +45,9 @@ _open_picture = Image.open
 from ultralytics.cfg import DEFAULT_CFG_DICT  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel, torch_safe_load  # noqa: E402
 from ultralytics.utils import SETTINGS, IterableSimpleNamespace  # noqa: E402
-from ultralytics.utils.loss import BboxLoss, v8DetectionLoss  # noqa: E402
+from ultralytics.utils.loss import v8DetectionLoss  # noqa: E402
+from ultralytics.utils.metrics import bbox_iou  # noqa: E402
+from ultralytics.utils.tal import bbox2dist, dist2bbox, make_anchors  # noqa: E402
 
 Image.open = _open_picture
 logging.getLogger("ultralytics").setLevel(logging.ERROR)
@@ -216,21 +218,14 @@ def save_checkpoint(path: Path, module: nn.Module, names: Sequence[str], imgsz: 
     write_atomically(path, content.getvalue())
 
 
-class _RecordingBoxLoss(BboxLoss):  # type: ignore[misc]
-    """Remembers the sum of target scores, which the loss is divided by and does not hand out."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        self.target_scores = args[4].sum()
-        self.divisor = args[5]
-        boxes, distribution = super().forward(*args, **kwargs)
-        return boxes, distribution
-
-
 class DetectionCriterion:
     """YOLOv8's loss, with classes that a picture's site does not annotate left out.
 
     A class that nobody looked for in a picture gives no gradient from it: no positives, since it has no boxes there,
     and no negatives, since its absence was not checked.
+
+    Assignment and gains are Ultralytics'. Boxes matter only in cells that an object covers, a fraction of all: they are
+    decoded and differentiated there alone, where Ultralytics' own criterion does so for the whole map.
 
     Args:
         module: the model whose outputs are judged; gives strides, classes and gains.
@@ -241,16 +236,57 @@ class DetectionCriterion:
 
     def __init__(self, module: nn.Module) -> None:
         self._loss = v8DetectionLoss(module)
-        self._loss.bbox_loss = _RecordingBoxLoss(module.model[-1].reg_max)  # type: ignore[index,union-attr]
 
     def __call__(self, outputs: Mapping[str, Any], batch: Batch) -> LossParts:
-        outputs = {
-            "boxes": outputs["boxes"].float(),
-            "scores": outputs["scores"].float(),
-            "feats": outputs["feats"],
+        levels, stride = outputs["feats"], self._loss.stride
+        # In bfloat16 the centres of distant cells would be rounded.
+        centres, strides = make_anchors([level.new_empty(level.shape, dtype=torch.float32) for level in levels], stride)
+        scores = outputs["scores"].float().transpose(1, 2)
+        height, width = (side * float(stride[0]) for side in levels[0].shape[2:])
+        objects = self._objects(batch.targets, len(scores), width, height)
+        labels, truth = objects[..., :1], objects[..., 1:]
+        picture, anchor = self._near(centres * strides, truth)
+        logits = outputs["boxes"][picture, :, anchor].float().unflatten(1, (4, self._loss.reg_max))
+        boxes = dist2bbox(logits.softmax(-1) @ self._loss.proj, centres[anchor], xywh=False)
+
+        found = torch.zeros(*scores.shape[:2], 4, device=scores.device)
+        found[picture, anchor] = boxes.detach() * strides[anchor]
+        _, wanted, target, taken, _ = self._loss.assigner(
+            scores.detach().sigmoid(), found, centres * strides, labels, truth, _is_there(truth)
+        )
+        chosen = taken[picture, anchor].nonzero()[:, 0]
+        picture, anchor = picture[chosen], anchor[chosen]
+        weight = target[picture, anchor].sum(-1, keepdim=True)
+        wanted = wanted[picture, anchor] / strides[anchor]
+        overlap = bbox_iou(boxes[chosen], wanted, xywh=False, CIoU=True)
+        edges = bbox2dist(centres[anchor], wanted, self._loss.reg_max - 1)
+        spread = self._loss.bbox_loss.dfl_loss(logits[chosen].flatten(0, 1), edges)
+        judged = nn.functional.binary_cross_entropy_with_logits(scores, target.float(), reduction="none")
+
+        gains = self._loss.hyp
+        items = {
+            "box": gains.box * ((1.0 - overlap) * weight).sum(),
+            "cls": gains.cls * (judged * batch.targets["annotated"][:, None, :]).sum(),
+            "dfl": gains.dfl * (spread * weight).sum(),
         }
-        self._loss.class_weights = batch.targets["annotated"][:, None, :]
-        _, losses, _ = self._loss.get_assigned_targets_and_loss(outputs, batch.targets)
-        sums = losses * self._loss.bbox_loss.divisor
-        items = {"box": sums[0], "cls": sums[1], "dfl": sums[2], "loss": sums.sum()}
-        return LossParts(sums.sum(), self._loss.bbox_loss.target_scores, items)
+        total = items["box"] + items["cls"] + items["dfl"]
+        return LossParts(total, target.sum(), {**items, "loss": total})
+
+    def _objects(self, targets: Mapping[str, Tensor], pictures: int, width: float, height: float) -> Tensor:
+        """Class and xyxy in pixels of each picture's objects (b, most, 5), filled up with zeros."""
+        together = torch.cat((targets["batch_idx"][:, None], targets["cls"], targets["bboxes"]), 1)
+        scale = torch.tensor([width, height, width, height], device=together.device)
+        return cast(Tensor, self._loss.preprocess(together, pictures, scale_tensor=scale))
+
+    def _near(self, centres: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures and anchors (k,) of the cells that some object may be assigned to: it covers their centre."""
+        if not truth.shape[1]:
+            return truth.new_zeros(0, dtype=torch.long), truth.new_zeros(0, dtype=torch.long)
+        covered = self._loss.assigner.select_candidates_in_gts(centres, truth, _is_there(truth))
+        picture, anchor = covered.amax(1).nonzero(as_tuple=True)
+        return picture, anchor
+
+
+def _is_there(truth: Tensor) -> Tensor:
+    """1 for each of the objects (b, most, 4), 0 for what fills up: (b, most, 1)."""
+    return truth.sum(2, keepdim=True).gt(0).float()
