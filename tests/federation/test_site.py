@@ -33,13 +33,22 @@ def test_a_site_trains_and_tests_whatever_form_it_is_asked_for(
     template: Template, scenes: Path, tmp_path: Path
 ) -> None:
     site = Site("A", load_dataset(scenes / "a_office"), tmp_path, limits=Limits(device="cpu", threads=1))
-    record = site(fit(template), ModelForm.of(template))
+    record = site(fit(template), ModelForm.of(template, "run"))
     expected = DetectorLearner(template).expected_tensors(FitPlan(train=TRAIN, round=0, rounds=2))
     update = read_update(Record.from_bytes(record.to_bytes()), template.weights, *expected)
     assert update.num_examples == 9
     wider = build_template(ModelSection(weights="base"), ("person", "car", "tv"), imgsz=128)
     asked = Request("2", "A", EVALUATE, evaluate_request(wider.weights, EvaluatePlan(imgsz=128), wider.form_hash))
-    assert site(asked, ModelForm.of(wider)).values["metrics"]["num_images"] > 0
+    assert site(asked, ModelForm.of(wider, "run")).values["metrics"]["num_images"] > 0
+
+
+def test_what_a_site_keeps_of_one_run_is_not_anothers(template: Template, scenes: Path, tmp_path: Path) -> None:
+    site = Site("A", load_dataset(scenes / "a_office"), tmp_path, limits=Limits(device="cpu", threads=1))
+    site(fit(template, TRAIN.model_copy(update={"optimizer": "adamw"})), ModelForm.of(template, "first"))
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+    site(fit(template, TRAIN.model_copy(update={"optimizer": "adamw"})), ModelForm.of(template, "second"))
+    kept = {(path.parent.name, path.name) for path in tmp_path.glob("*/*")}
+    assert kept == {(run, "optimizer-000000.safetensors") for run in ("first", "second")}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +64,7 @@ def test_a_plan_beyond_a_sites_limits_is_refused(
 ) -> None:
     site = Site("A", load_dataset(scenes / "a_office"), tmp_path, limits=limits)
     with pytest.raises(ProtocolError, match=said):
-        site(fit(template), ModelForm.of(template))
+        site(fit(template), ModelForm.of(template, "run"))
     assert not list(tmp_path.iterdir())
 
 
@@ -63,7 +72,7 @@ def test_a_site_with_a_class_that_the_model_lacks_says_so(template: Template, sc
     cars = build_template(ModelSection(weights="base"), ("car",), imgsz=128)
     site = Site("A", load_dataset(scenes / "a_office"), tmp_path)
     with pytest.raises(DataError, match=r"annotates \['person'\], which the model does not have"):
-        site(fit(cars), ModelForm.of(cars))
+        site(fit(cars), ModelForm.of(cars, "run"))
 
 
 @pytest.mark.parametrize(
@@ -71,10 +80,12 @@ def test_a_site_with_a_class_that_the_model_lacks_says_so(template: Template, sc
     [
         "",
         "{}",
-        '{"architecture": "yolov8n", "names": ["car"], "imgsz": 640}',
-        '{"architecture": "yolov8n/cv3=99999", "names": ["car"], "imgsz": 640}',
-        '{"architecture": "yolov8n/cv3=80", "names": [], "imgsz": 640}',
-        '{"architecture": "yolov8n/cv3=80", "names": ["car"], "imgsz": 640, "code": "x"}',
+        '{"architecture": "yolov8n", "names": ["car"], "imgsz": 640, "run": "x"}',
+        '{"architecture": "yolov8n/cv3=99999", "names": ["car"], "imgsz": 640, "run": "x"}',
+        '{"architecture": "yolov8n/cv3=80", "names": [], "imgsz": 640, "run": "x"}',
+        '{"architecture": "yolov8n/cv3=80", "names": ["car"], "imgsz": 640}',
+        '{"architecture": "yolov8n/cv3=80", "names": ["car"], "imgsz": 640, "run": "../other"}',
+        '{"architecture": "yolov8n/cv3=80", "names": ["car"], "imgsz": 640, "run": "x", "code": "x"}',
     ],
 )
 def test_a_form_that_cannot_be_is_refused(text: str) -> None:

@@ -103,7 +103,7 @@ def run_coordinator(
     members = Members(config.state)
     with superlink(config.state) as address, _open_door(config, members, address) as port:
         listening(port)
-        with FlowerTransport(address, members, ModelForm.of(template)) as transport:
+        with FlowerTransport(address, members, ModelForm.of(template, config.name)) as transport:
             _wait_for_nodes(transport, config.federation.min_nodes, stop)
             result = run_rounds(
                 transport,

@@ -41,7 +41,7 @@ __all__ = [
     "update_reply",
 ]
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 FIT = "fit"
 EVALUATE = "evaluate"
 

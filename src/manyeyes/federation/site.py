@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from manyeyes.config import NODE_ID_PATTERN
 from manyeyes.datasets import Dataset
 from manyeyes.datasets.classes import relabel
 from manyeyes.errors import ProtocolError
@@ -43,6 +44,7 @@ class ModelForm(BaseModel):
         architecture: such as "yolov8n/cv3=80".
         names: the classes it finds.
         imgsz: side in pixels it is trained at.
+        run: name of the run; what a site keeps from round to round of one never enters another.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,11 +52,12 @@ class ModelForm(BaseModel):
     architecture: str = Field(pattern=r"^yolov8[nsmlx]/cv3=[1-9]\d{0,3}$")
     names: tuple[str, ...] = Field(min_length=1, max_length=1000)
     imgsz: int = Field(ge=32, le=8192)
+    run: str = Field(pattern=NODE_ID_PATTERN)
 
     @classmethod
-    def of(cls, template: Template) -> ModelForm:
-        """The form of a template."""
-        return cls(architecture=template.architecture, names=template.names, imgsz=template.imgsz)
+    def of(cls, template: Template, run: str) -> ModelForm:
+        """The form of a template, for a run."""
+        return cls(architecture=template.architecture, names=template.names, imgsz=template.imgsz, run=run)
 
     @classmethod
     def read(cls, text: str) -> ModelForm:
@@ -75,7 +78,7 @@ class Site:
     Args:
         node_id: its name in the federation.
         data: its pictures, with its own class names.
-        state: where personal tensors and whatever else outlives a round is kept.
+        state: where personal tensors and whatever else outlives a round is kept, in a folder for each run.
         limits: what it allows, and where it computes.
         progress: told how far each fit is.
     """
@@ -111,7 +114,7 @@ class Site:
         weights = take(module_of(form.architecture, len(form.names)))
         template = Template(form.architecture, form.names, weights, form.imgsz)
         learner = DetectorLearner(template, device=self._limits.device, threads=self._limits.threads)
-        return Client(self.node_id, learner, data, self._state, self._agree)
+        return Client(self.node_id, learner, data, self._state / form.run, self._agree)
 
     def _agree(self, plan: FitPlan) -> FitPlan:
         """The plan as this site carries it out.
