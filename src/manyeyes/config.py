@@ -214,6 +214,15 @@ class FederationSection(Section):
     weighting: Weighting = Field("examples", description="what a site's update counts by")
     personal: tuple[str, ...] = Field((), description="patterns of tensor names that stay at the node, or 'bn'")
     deadline: float | None = Field(None, gt=0, description="seconds a round waits for updates")
+    late: Literal["drop", "next_round"] = Field(
+        "drop", description="what becomes of an update that comes after the deadline; next_round: merged when it comes"
+    )
+    staleness_exponent: float = Field(
+        0.5, ge=0, le=10, description="a late update counts by (1 + rounds it is late)^-this; 0: as any other"
+    )
+    max_staleness: int = Field(
+        4, ge=1, le=1000, description="rounds: a later update is refused, and its node asked again"
+    )
     keep: Literal["last", "best"] = Field(
         "last", description="the round a row ends with; best: highest mean of the sites' validation mAP50"
     )
@@ -227,6 +236,19 @@ class FederationSection(Section):
         if isinstance(strategy, Mapping) and "name" not in strategy:
             return {**values, "strategy": {"name": "fedavg", **strategy}}
         return values
+
+    @model_validator(mode="after")
+    def _late_updates_can_be_merged(self) -> FederationSection:
+        if self.late == "drop":
+            return self
+        if self.deadline is None:
+            raise ValueError("late next_round needs federation.deadline: without one every update is waited for")
+        if isinstance(self.strategy, ScaffoldSection):
+            raise ValueError(
+                "late next_round does not go with strategy scaffold: a site's control variate would be of another round"
+                " than the server's; set federation.late to drop"
+            )
+        return self
 
     @model_validator(mode="after")
     def _control_variates_count_alike(self) -> FederationSection:

@@ -196,21 +196,27 @@ class ExactMean:
         self._largest: dict[str, float] = {}
         self.total_weight = 0
 
-    def add(self, values: Mapping[str, Array], weight: int) -> None:
+    def add(self, values: Mapping[str, Array], weight: int, *, of: int | None = None) -> None:
         """Add one set of arrays with a positive integer weight.
+
+        Args:
+            values: the arrays.
+            weight: what they count by.
+            of: what the weight is a part of; the rest of it counts as zeros. Default: the weight.
 
         Raises:
             UpdateRefusedError: the weight is not positive, the names or shapes differ from those added before, a value
                 is not finite, or the sum would leave the range of the accumulator. Nothing is added in that case.
         """
+        of = weight if of is None else of
         if weight <= 0:
             raise UpdateRefusedError(f"the weight of an update must be positive, got {weight}")
         if self._high and self._high.keys() != values.keys():
             raise UpdateRefusedError("the update does not name the same tensors as those before it")
         if any(np.shape(values[name]) != sums.shape for name, sums in self._high.items()):
             raise UpdateRefusedError("the update's tensors do not have the shapes of those before it")
-        if self.total_weight + weight >= 2**30:
-            raise UpdateRefusedError(f"the weights of a round must stay below 2^30, got {self.total_weight + weight}")
+        if self.total_weight + of >= 2**30:
+            raise UpdateRefusedError(f"the weights of a round must stay below 2^30, got {self.total_weight + of}")
         largest = {name: self._checked_magnitude(name, array, weight) for name, array in values.items()}
         for name, array in values.items():
             scaled = np.multiply(array, 2.0**self._HIGH_BITS, dtype=np.float64)
@@ -222,7 +228,7 @@ class ExactMean:
             self._high[name] += high.astype(np.int64) * weight
             self._low[name] += low.astype(np.int64) * weight
         self._largest = largest
-        self.total_weight += weight
+        self.total_weight += of
 
     def _checked_magnitude(self, name: str, array: Array, weight: int) -> float:
         magnitude = float(np.abs(array).max()) if array.size else 0.0

@@ -243,6 +243,9 @@ class Lossy:
     def send(self, requests: Sequence[Request]) -> None:
         self.inner.send(requests)
 
+    def cancel(self, request_ids: Sequence[str]) -> list[str]:
+        return self.inner.cancel(request_ids)
+
     def receive(self, timeout: float | None) -> list[Reply]:
         replies = self.inner.receive(timeout)
         return [self._lost(r) if r.node_id == "B" and r.request_id.split("-")[1] in "2378" else r for r in replies]

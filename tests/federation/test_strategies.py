@@ -32,6 +32,8 @@ from manyeyes.federation.strategies import (
 from manyeyes.learners.learner import FitPlan
 from manyeyes.weights import Update, Weights
 
+from .linear import TEMPLATE
+
 PLAN = FitPlan(train=TrainSection(), round=0, rounds=1)
 
 
@@ -215,3 +217,64 @@ def test_a_refused_update_leaves_the_merge_as_it_was() -> None:
     assert delta["w"].tolist() == [1.0, 1.0, 1.0]
     assert buffers["norm.running_var"].tolist() == [1.0, 1.0, 1.0]
     assert merge.num_updates == 1
+
+
+def stale_update(seed: int, num_examples: int = 3) -> Update:
+    rng = np.random.default_rng(seed)
+    delta = {"head.weight": rng.normal(size=3), "head.bias": rng.normal(size=1)}
+    buffers = {"norm.running_mean": rng.normal(size=3), "norm.running_var": rng.uniform(1, 2, size=3)}
+    counter = {"norm.num_batches_tracked": np.array([seed - 2], dtype=np.int64)}
+    return Update(Weights(delta), Weights({**buffers, **counter}), num_examples)
+
+
+@pytest.mark.parametrize("weighting", ["examples", "equal", "inverse_sqrt"])
+def test_for_what_a_stale_update_loses_the_model_stays_as_it_is(weighting: Any) -> None:
+    updates = [(stale_update(1, 30), 0), (stale_update(2, 50), 1), (stale_update(3, 10), 3)]
+    merge = Merge(TEMPLATE.weights, weighting, 0.5)
+    for update, staleness in updates:
+        merge.add(update, staleness)
+    mean = merge.result()
+
+    counts = {"examples": [30, 50, 10], "equal": [1, 1, 1], "inverse_sqrt": [30**-0.5, 50**-0.5, 10**-0.5]}
+    weights = np.array(counts[weighting]) / sum(counts[weighting])
+    kept = weights * np.array([1, 2**-0.5, 4**-0.5])
+    for name in ("head.weight", "head.bias"):
+        expected = sum(k * update.delta[name] for k, (update, _) in zip(kept, updates, strict=True))
+        np.testing.assert_allclose(mean.delta[name], expected, rtol=1e-3, atol=1e-4)
+    # The lost share is a sample with the statistics the model has: mean 0, variance 1.
+    lost = 1 - kept.sum()
+    means = [update.buffers["norm.running_mean"].astype(np.float64) for update, _ in updates]
+    squares = [u.buffers["norm.running_var"] + np.square(m) for (u, _), m in zip(updates, means, strict=True)]
+    pooled = sum(k * m for k, m in zip(kept, means, strict=True))
+    var = sum(k * s for k, s in zip(kept, squares, strict=True)) + lost * 1 - np.square(pooled)
+    np.testing.assert_allclose(mean.buffers["norm.running_mean"], pooled, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(mean.buffers["norm.running_var"], var, rtol=1e-3)
+    assert mean.buffers["norm.num_batches_tracked"][0] == 1
+    assert mean.num_updates == 3
+
+
+@pytest.mark.parametrize("weighting", ["examples", "equal", "inverse_sqrt"])
+def test_the_order_of_stale_updates_changes_nothing(weighting: Any) -> None:
+    updates = [(stale_update(seed, 5 + 7 * seed), seed % 3) for seed in range(5)]
+    results = set()
+    for order in itertools.permutations(updates):
+        merge = Merge(TEMPLATE.weights, weighting, 0.7)
+        for update, staleness in order:
+            merge.add(update, staleness)
+        mean = merge.result()
+        results.add((mean.delta.value_hash, mean.buffers.value_hash))
+    assert len(results) == 1
+
+
+def test_a_counter_does_not_go_back_for_a_stale_update() -> None:
+    merge = Merge(TEMPLATE.weights, "equal", 0.5)
+    merge.add(stale_update(1), 2)
+    assert merge.result().buffers["norm.num_batches_tracked"][0] == 0
+
+
+def test_without_an_exponent_staleness_loses_nothing() -> None:
+    fresh, stale = Merge(TEMPLATE.weights, "equal"), Merge(TEMPLATE.weights, "equal", 0.0)
+    for seed in range(3):
+        fresh.add(stale_update(seed))
+        stale.add(stale_update(seed), seed)
+    assert fresh.result().delta.value_hash == stale.result().delta.value_hash

@@ -149,6 +149,14 @@ def test_training_that_did_not_help_is_said(new_run: SyntheticRun) -> None:
     assert "The run gave 1 warning; the last one: a checkpoint was damaged." in page.text
 
 
+def test_late_updates_are_named(new_run: SyntheticRun) -> None:
+    event = {"row": "together", "node": "B", "bytes": 100, "num_examples": 3, "seconds": 40.0, "metrics": {}}
+    new_run.emit("update_late", row="together", round=1, node="B", reason="no answer within 30 s")
+    new_run.emit("update_received", **event, round=3, staleness=2)
+    page = check(write_report(new_run.folder))
+    assert "1 update of B came after the deadline and counted less" in page.text
+
+
 def test_a_broken_index_is_named(new_run: SyntheticRun) -> None:
     (new_run.folder / "examples").mkdir()
     (new_run.folder / "examples" / "index.json").write_text("[{}]")

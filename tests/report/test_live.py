@@ -50,6 +50,15 @@ def test_a_warning_is_told() -> None:
     assert Narrator()({"event": "warning", "row": "alone-A", "reason": "old"}) == ["[A alone] warning: old"]
 
 
+def test_a_late_update_is_told_when_it_is_missed_and_when_it_comes() -> None:
+    event = {"row": "together", "round": 2, "node": "B", "reason": "no answer within 30 s"}
+    assert Narrator()({"event": "update_late", **event}) == [
+        "[Node B] round 2 no answer within 30 s; merged in the round in which it comes"
+    ]
+    came = {"event": "update_received", "row": "together", "round": 3, "node": "B", "bytes": 1_400_000, "staleness": 1}
+    assert Narrator()(came) == ["[Node B] round 3 → sending 1.4 MB, 1 round late"]
+
+
 def test_an_epoch_without_a_message_is_told_with_the_next_event() -> None:
     narrator = Narrator()
     narrator({"event": "epoch_finished", **_FIT, "epoch": 1, "epochs": 1})

@@ -49,6 +49,9 @@ _FREE = (
     "train.device",
     "train.threads",
     "federation.deadline",
+    "federation.late",
+    "federation.staleness_exponent",
+    "federation.max_staleness",
     "evaluate.every",
     "evaluate.examples",
 )
@@ -470,7 +473,8 @@ def _compared(config: RunConfig) -> dict[str, Any]:
 
 def _single(federation: FederationSection) -> FederationSection:
     """The federation of one node: no server optimiser, nothing personal, nobody to wait for."""
-    update = {"strategy": FedAvgSection(), "fraction": 1.0, "min_nodes": 1, "personal": (), "deadline": None}
+    update = {"strategy": FedAvgSection(), "fraction": 1.0, "min_nodes": 1, "personal": ()}
+    update |= {"deadline": None, "late": "drop"}
     return federation.model_copy(update=update)
 
 

@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -139,11 +139,12 @@ clientapp = "installed:none"
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A request on its way: to which of Flower's nodes, and how long its record was."""
+    """A request on its way: to which of Flower's nodes, how long its record was, and since when the node was there."""
 
     request: Request
     address: int
     num_bytes: int
+    there_since: str
 
     def failed(self, reason: str) -> Reply:
         request = self.request
@@ -166,6 +167,7 @@ class FlowerTransport:
         self._members, self._form = members, form.model_dump_json()
         self._pending: dict[str, _Sent] = {}
         self._gone: list[Reply] = []
+        self._there_since: dict[int, str] = {}
         self._control = ControlHttpClient.from_server_address(
             superlink.address,
             insecure=superlink.authority is None,
@@ -222,7 +224,10 @@ class FlowerTransport:
             )
             with _answering():
                 (message_id,) = self._grid.push_messages([message])
-            self._pending[message_id] = _Sent(request, addresses[request.node_id], len(data))
+            # Without its record: who never answers must not keep a round's weights in memory.
+            sent = replace(request, record=Record())
+            address = addresses[request.node_id]
+            self._pending[message_id] = _Sent(sent, address, len(data), self._there_since[address])
 
     def receive(self, timeout: float | None) -> list[Reply]:
         """Wait for replies; empty when the time is up, or at once when nothing is pending."""
@@ -236,6 +241,10 @@ class FlowerTransport:
             if replies or left <= 0:
                 return replies
             time.sleep(min(_POLL, left))
+        return []
+
+    def cancel(self, request_ids: Sequence[str]) -> list[str]:
+        """None: Flower cannot take a message back, and does not tell which a node has begun."""
         return []
 
     def _pull(self) -> Iterable[Message]:
@@ -269,10 +278,19 @@ class FlowerTransport:
             online = list(self._grid.get_nodes())
         addresses = {}
         for info in online:
+            self._there_since[info.node_id] = info.last_activated_at
             member = self._members.find(_public_key(info.public_key))
             if member:
                 addresses[member.node_id] = info.node_id
+        self._fail_what_was_lost()
         return addresses
+
+    def _fail_what_was_lost(self) -> None:
+        """A node that has come anew since it was asked knows nothing of it: that was in the memory of its process."""
+        for message_id, sent in list(self._pending.items()):
+            if self._there_since[sent.address] != sent.there_since:
+                del self._pending[message_id]
+                self._gone.append(sent.failed("was away meanwhile, and what it had been asked is lost"))
 
     def _register(self) -> None:
         """Make those known to Flower who were admitted since it was last told."""

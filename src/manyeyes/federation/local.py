@@ -60,6 +60,12 @@ class LocalTransport:
         request = self._waiting.pop(next(iter(self._waiting)))
         return [self._answer(request)]
 
+    def cancel(self, request_ids: Sequence[str]) -> list[str]:
+        """Take back what no node has begun."""
+        unbegun = [request.request_id for request in self._waiting.values() if request.request_id in request_ids]
+        self._waiting = {n: request for n, request in self._waiting.items() if request.request_id not in unbegun}
+        return unbegun
+
     def _answer(self, request: Request) -> Reply:
         sent = request.record.to_bytes()
         received = Request(request.request_id, request.node_id, request.kind, Record.from_bytes(sent))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from manyeyes.errors import RunError
 
 __all__ = ["sample_cohort"]
 
 
-def sample_cohort(nodes: Iterable[str], fraction: float, min_nodes: int, seed: int, round: int) -> tuple[str, ...]:
+def sample_cohort(
+    nodes: Iterable[str], fraction: float, min_nodes: int, seed: int, round: int, busy: Collection[str] = ()
+) -> tuple[str, ...]:
     """Draw the cohort of one round: ⌈fraction · nodes⌉ of them, at least `min_nodes`, sorted.
 
     Every node draws a number from (seed, round, node id) and the smallest win. The draw is uniform, does not depend on
@@ -23,6 +25,8 @@ def sample_cohort(nodes: Iterable[str], fraction: float, min_nodes: int, seed: i
         min_nodes: least size of a cohort.
         seed: seed of the run.
         round: index of the round, from 0.
+        busy: nodes that are not asked, because they are still at work on an earlier request. They count among those
+            that can be reached; the cohort is smaller if the others are too few.
 
     Raises:
         RunError: fewer than `min_nodes` nodes can be reached.
@@ -37,7 +41,7 @@ def sample_cohort(nodes: Iterable[str], fraction: float, min_nodes: int, seed: i
         )
     # 0.1 · 30 is 3.0000000000000004 in floating point, which must not become 4.
     size = max(min_nodes, math.ceil(fraction * len(known) - 1e-9))
-    return tuple(sorted(sorted(known, key=lambda node: _draw(seed, round, node))[:size]))
+    return tuple(sorted(sorted(known - set(busy), key=lambda node: _draw(seed, round, node))[:size]))
 
 
 def _draw(seed: int, round: int, node: str) -> bytes:

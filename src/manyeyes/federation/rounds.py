@@ -3,6 +3,10 @@
 A round, in this order: draw the cohort, ask its nodes to train, check and merge each update as it arrives, step, ask
 all nodes to test, write the checkpoint. At any moment the state after the last finished round is on disk; a run that
 is killed and resumed ends in the same bits as one that was not.
+
+Who misses a deadline is asked for nothing more until it has answered (`ledger.py`). With `federation.late: next_round`
+its update is merged in the round that is held when it comes, and counts by how many rounds that is late; those that
+came and were not merged yet are in memory only, so a run that is killed loses them and nothing else.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from manyeyes.federation.checkpoint import (
     save_checkpoint,
 )
 from manyeyes.federation.client import expand_personal
+from manyeyes.federation.ledger import Asked, Ledger
 from manyeyes.federation.membership import sample_cohort
 from manyeyes.federation.messages import (
     EVALUATE,
@@ -43,9 +48,9 @@ from manyeyes.federation.strategies import Merge, build_strategy
 from manyeyes.federation.transport import Record, Reply, Request, Transport
 from manyeyes.learners.learner import FitPlan, Metrics, Template
 from manyeyes.report.runlog import Emit
-from manyeyes.weights import Weights, check_finite
+from manyeyes.weights import Update, Weights, check_finite
 
-__all__ = ["Expected", "HeldOut", "RowResult", "Stop", "never", "run_rounds"]
+__all__ = ["Expected", "HeldOut", "RowResult", "Stop", "never", "run_rounds", "settings_of"]
 
 Expected = Callable[[FitPlan], tuple[frozenset[str], frozenset[str]]]
 """Names of the trained tensors and of the buffers that a learner's update holds for a plan, personal ones included."""
@@ -58,6 +63,8 @@ Stop = Callable[[], str | None]
 
 # How long one wait for replies lasts before the signals and the deadline are looked at again, in seconds.
 _POLL = 1.0
+# Why no more answers come: the transport has nothing pending.
+_NOTHING_PENDING = "no answer"
 
 
 def never() -> None:
@@ -107,9 +114,10 @@ def run_rounds(
         transport: reaches the nodes.
         template: the model and the weights the run starts from.
         train: what a node does in a round.
-        federation: rounds, cohort, strategy, personal tensors, deadline (for training and for testing each), and
-            whether the last or the best round is kept. The best has the highest mean mAP50 over the nodes, each counted
-            once, on their "val" pictures; of equal ones the later.
+        federation: rounds, cohort, strategy, personal tensors, deadline (for training and for testing each), what
+            becomes of late updates, and whether the last or the best round is kept. The best has the highest mean mAP50
+            over the nodes, each counted once, on their "val" pictures; of equal ones the later. `min_nodes` counts
+            every update that is merged, late ones too.
         evaluate: how often the global model is tested on the nodes' "val" pictures; always after the last round.
         seed: seed of the run; cohorts and the nodes' draws depend on it.
         expected: what an update must hold, from the learner; no node is asked for it.
@@ -131,6 +139,7 @@ def run_rounds(
     emit("row_started", nodes=list(transport.nodes()), rounds=federation.rounds, resumed_from=resumed_from)
     while state.round < federation.rounds:
         state = run.hold(state)
+    run.close()
     totals, best = state.totals, state.best
     if federation.keep == "best" and best is None:
         emit("warning", reason="no round was tested on validation pictures by every node, so the last one is kept")
@@ -179,13 +188,16 @@ class _Rounds:
         self.delta_names, self.buffer_names = _shared_names(template, self.plan, expected)
         # An answer to an earlier process of this run must not pass for one to this one.
         self.token = secrets.token_hex(4)
-        self.closed: set[str] = set()
+        self.ledger = Ledger(federation.max_staleness)
+        self.merges_late = federation.late == "next_round"
+        self.came_late: list[tuple[Asked, Reply]] = []
         self.bytes_up = 0
         self.bytes_down = 0
 
     def open(self, resume: bool, settings: Mapping[str, Any]) -> RoundState:
         """The state to go on from; it is on disk when this returns."""
-        settings = {**self._settings(), **json.loads(json.dumps(dict(settings), default=str))}
+        own = settings_of(self.template, self.plan.train, self.federation, self.evaluate, self.plan.seed)
+        settings = {**own, **json.loads(json.dumps(dict(settings), default=str))}
         saved = load_checkpoint(self.folder, self.emit)
         if saved is None:
             fresh = RoundState(self.template.weights, settings=settings)
@@ -211,9 +223,7 @@ class _Rounds:
         self.bytes_up = self.bytes_down = 0
         watch = _Stopwatch()
         number = state.round + 1
-        cohort = sample_cohort(
-            self.transport.nodes(), self.federation.fraction, self.federation.min_nodes, self.plan.seed, state.round
-        )
+        cohort = self._cohort(state.round)
         self.emit("round_started", round=number, cohort=list(cohort))
         merge, merged = self._collect(state, cohort)
         watch.lap("fit")
@@ -223,7 +233,7 @@ class _Rounds:
         score = self._evaluate(weights, number) if tested else None
         best = self._better(state.best, weights, number, score)
         watch.lap("evaluate")
-        last_merged = {**state.last_merged, **dict.fromkeys(merged, state.round)}
+        last_merged = {**state.last_merged, **merged}
         totals = self._totals(state, watch)
         after = RoundState(weights, strategy_state, number, totals, state.settings, last_merged, best)
         save_checkpoint(self.folder, after)
@@ -243,36 +253,93 @@ class _Rounds:
             before.bytes_up + self.bytes_up, before.bytes_down + self.bytes_down, before.seconds + watch.total()
         )
 
-    def _collect(self, state: RoundState, cohort: Sequence[str]) -> tuple[Merge, list[str]]:
-        """Ask the cohort to train and merge every good update as it arrives; returns also whose they were."""
-        merge = Merge(state.weights, self.federation.weighting)
-        merged: list[str] = []
+    def close(self) -> None:
+        """Nobody waits any more: say which updates came too late for the last round."""
+        for asked, _ in self.came_late:
+            reason = "came after the last round had been merged"
+            self.emit("update_refused", round=self.federation.rounds, node=asked.node_id, reason=reason)
+        self.came_late.clear()
+        self.transport.cancel([asked.request_id for asked in self.ledger.overdue()])
+
+    def _cohort(self, round: int) -> tuple[str, ...]:
+        """Who is asked: nobody who is still at work on an earlier request."""
+        self._tell_given_up(self.ledger.give_up(round), round)
+        self._wait_for_busy(round)
+        section = self.federation
+        least = max(1, section.min_nodes - len(self.came_late))
+        nodes = self._nodes(round)
+        return sample_cohort(nodes, section.fraction, least, self.plan.seed, round, self.ledger.busy())
+
+    def _nodes(self, round: int) -> Sequence[str]:
+        """Who can be reached now."""
+        return self.transport.nodes()
+
+    def _wait_for_busy(self, round: int) -> None:
+        """Wait until enough nodes are free for a round, at most one deadline long; then the busy ones are given up."""
+        ends = self._deadline()
+        while self._too_few_are_free():
+            self._stop_if_asked(round)
+            replies, over = self._receive(ends)
+            for _ in self._in_time(replies, round):
+                pass  # nothing is open between rounds, so none of them is
+            if over:
+                self._tell_given_up(self.ledger.give_up(round, also=self.ledger.busy()), round)
+
+    def _too_few_are_free(self) -> bool:
+        nodes = set(self.transport.nodes())
+        busy = self.ledger.busy() & nodes
+        return bool(busy) and len(nodes - busy) + len(self.came_late) < self.federation.min_nodes
+
+    def _tell_given_up(self, given_up: Sequence[Asked], round: int) -> None:
+        self.transport.cancel([asked.request_id for asked in given_up])
+        for asked in given_up:
+            reason = f"has not answered what it was asked in round {asked.round + 1}, and is asked anew"
+            self.emit("warning", round=round + 1, node=asked.node_id, reason=reason)
+
+    def _collect(self, state: RoundState, cohort: Sequence[str]) -> tuple[Merge, dict[str, int]]:
+        """Ask the cohort to train and merge every good update as it arrives, also those that come from earlier rounds.
+
+        Returns also whose they were, with the index of the round each was made in.
+        """
+        section = self.federation
+        merge = Merge(state.weights, section.weighting, section.staleness_exponent if self.merges_late else None)
+        merged: dict[str, int] = {}
         refused: dict[str, str] = {}
         number = state.round + 1
-        started = time.monotonic()
         control = self._control(state)
-        for reply in self._ask(FIT, self._fit_requests(state, cohort, control), number):
+        requests = self._fit_requests(state, cohort, control)
+        for asked, reply in self._ask(FIT, requests, state.round, lambda: merge.num_updates >= section.min_nodes):
+            staleness = state.round - asked.round
             try:
-                update = read_update(
-                    _record_of(reply), self.template.weights, self.delta_names, self.buffer_names, control.keys()
-                )
-                merge.add(update)
+                update = self._read_update(reply, staleness, control)
+                merge.add(update, staleness)
             except (ProtocolError, UpdateRefusedError) as error:
                 refused[reply.node_id] = str(error)
-                self.emit("update_refused", round=number, node=reply.node_id, reason=str(error))
+                late = self.merges_late and reply.node_id in self.ledger.busy()
+                kind = "update_late" if late else "update_refused"
+                self.emit(kind, round=number, node=reply.node_id, reason=str(error))
                 continue
-            merged.append(reply.node_id)
+            merged[reply.node_id] = max(asked.round, merged.get(reply.node_id, 0))
             self.emit(
                 "update_received",
                 round=number,
                 node=reply.node_id,
                 bytes=reply.bytes_up,
                 num_examples=update.num_examples,
-                seconds=round(time.monotonic() - started, 3),
+                seconds=round(time.monotonic() - asked.at, 3),
                 metrics=update.metrics,
+                **({"staleness": staleness} if staleness else {}),
             )
         self._check_enough(merge.num_updates, refused, number)
         return merge, merged
+
+    def _read_update(self, reply: Reply, staleness: int, control: Weights) -> Update:
+        most = self.federation.max_staleness
+        if staleness > most:
+            raise UpdateRefusedError(f"came {staleness} rounds late, and at most {most} are merged (max_staleness)")
+        return read_update(
+            _record_of(reply), self.template.weights, self.delta_names, self.buffer_names, control.keys()
+        )
 
     def _control(self, state: RoundState) -> Weights:
         """The server's control variate; who once took part counts even if it cannot be reached now."""
@@ -318,15 +385,17 @@ class _Rounds:
         """Ask every node to test the new global model on its validation pictures, and test it on those held out.
 
         Returns the mean of mAP50 over the nodes that have validation pictures with objects; None if there is no such
-        node, or if a node gave no answer: means over other sites than in another round are not comparable.
+        node, or if a node gave no answer or was busy: means over other sites than in another round are not comparable.
         """
         imgsz = self.evaluate.imgsz or self.plan.train.imgsz
         plan = EvaluatePlan(split="val", imgsz=imgsz, round=number, personal=self.plan.personal)
         record = evaluate_request(weights, plan, self.form_hash)
-        records = dict.fromkeys(self.transport.nodes(), record)
+        nodes = self._nodes(number - 1)
+        # A busy node would come to it only when it is done; the round does not wait for that.
+        records = dict.fromkeys(sorted(set(nodes) - self.ledger.busy()), record)
         scores: list[float] = []
         answered = 0
-        for reply in self._ask(EVALUATE, records, number):
+        for _, reply in self._ask(EVALUATE, records, number - 1):
             try:
                 metrics = self._read_metrics(reply)
             except (ProtocolError, UpdateRefusedError) as error:
@@ -339,61 +408,104 @@ class _Rounds:
         if self.held_out:
             metrics = self.held_out(weights)
             self.emit("evaluated", round=number, where="mixed", split="val", metrics=metrics.to_dict())
-        return fmean(scores) if scores and answered == len(records) else None
+        return fmean(scores) if scores and answered == len(nodes) else None
 
     def _read_metrics(self, reply: Reply) -> Metrics:
         return read_metrics(_record_of(reply), self.template.weights, self.template.names)
 
-    def _ask(self, kind: str, records: Mapping[str, Record], number: int) -> Iterator[Reply]:
-        """Every node's answer as it comes; a node that gave none until the deadline yields the reason instead."""
-        requests = [
-            Request(f"{self.token}-{number}-{kind}-{node}", node, kind, record) for node, record in records.items()
-        ]
-        waiting = {request.request_id: request.node_id for request in requests}
-        deadline = self.federation.deadline
-        ends = None if deadline is None else time.monotonic() + deadline
-        self.transport.send(requests)
-        while waiting:
-            self._stop_if_asked(number - 1)
-            replies = self._receive(ends)
-            if replies is None:
-                break
-            for reply in replies:
-                if self._was_asked(reply, waiting, number):
-                    yield reply
-        reason = "no answer" if deadline is None else f"no answer within {deadline:g} s"
-        for request_id, node in waiting.items():
-            self.closed.add(request_id)
-            yield Reply(request_id, node, None, error=reason)
+    def _ask(
+        self, kind: str, records: Mapping[str, Record], round: int, enough: Callable[[], bool] = lambda: True
+    ) -> Iterator[tuple[Asked, Reply]]:
+        """Every node's answer as it comes; a node that gave none until the deadline yields the reason instead.
 
-    def _receive(self, ends: float | None) -> list[Reply] | None:
-        """Replies that are there in time; None when no more will come."""
+        Late updates of earlier rounds are yielded among the answers to FIT, if they are merged at all. Then the
+        deadline is put off, too, for as long as there are not `enough`: an update that is welcome late is worth that.
+        """
+        requests = [
+            Request(f"{self.token}-{round + 1}-{kind}-{node}", node, kind, record) for node, record in records.items()
+        ]
+        at = time.monotonic()
+        self.ledger.ask(Asked(request.request_id, request.node_id, kind, round, at) for request in requests)
+        ends = self._deadline()
+        self.transport.send(requests)
+        replies: list[Reply] = []
+        over = None
+        put_off, most = 0, self.federation.max_staleness if self.merges_late else 0
+        while self.ledger.any_open and not over:
+            if kind == FIT:
+                yield from self._take_late()
+            self._stop_if_asked(round)
+            replies, over = self._receive(ends)
+            if over not in (None, _NOTHING_PENDING) and put_off < most and not enough():
+                put_off, over, ends = put_off + 1, None, self._deadline()
+                self._tell_put_off(round)
+            if not over:
+                yield from self._in_time(replies, round)
+                if put_off and enough():
+                    ends = time.monotonic()
+        if kind == FIT:
+            yield from self._take_late()
+        if over:
+            for asked in self._expire(over):
+                yield asked, Reply(asked.request_id, asked.node_id, None, error=over)
+            yield from self._in_time(replies, round)
+
+    def _tell_put_off(self, round: int) -> None:
+        waiting = ", ".join(self.ledger.awaited())
+        reason = f"fewer updates than federation.min_nodes at the deadline; waiting on for {waiting}"
+        self.emit("warning", round=round + 1, reason=reason)
+
+    def _deadline(self) -> float | None:
+        """When the time of what is asked now is up, on the monotonic clock."""
+        return None if self.federation.deadline is None else time.monotonic() + self.federation.deadline
+
+    def _receive(self, ends: float | None) -> tuple[list[Reply], str | None]:
+        """What came, and the reason if it is too late or no more will come."""
         began = time.monotonic()
+        up = f"no answer within {self.federation.deadline or 0:g} s"
         wait = _POLL if ends is None else min(_POLL, ends - began)
         if wait <= 0:
-            return None
+            return [], up
         replies = self.transport.receive(wait)
         now = time.monotonic()
         for reply in replies:
             self.bytes_up += reply.bytes_up
             self.bytes_down += reply.bytes_down
         if ends is not None and now > ends:
-            return None
+            return replies, up
         # A transport that returns nothing well before the time is up has nothing pending (see Transport.receive).
-        return None if not replies and now - began < wait / 2 else replies
+        return replies, _NOTHING_PENDING if not replies and now - began < wait / 2 else None
 
-    def _was_asked(self, reply: Reply, waiting: dict[str, str], number: int) -> bool:
-        """Whether this is a node's first answer to an open request; refused aloud if not."""
-        if waiting.get(reply.request_id) == reply.node_id:
-            del waiting[reply.request_id]
-            self.closed.add(reply.request_id)
-            return True
-        if reply.request_id in self.closed:
-            reason = "answered a second time, or after the deadline"
+    def _in_time(self, replies: Sequence[Reply], round: int) -> Iterator[tuple[Asked, Reply]]:
+        """The first answers to open requests. Late ones are put aside to be merged, or refused aloud like the rest."""
+        for reply in replies:
+            try:
+                asked = self.ledger.answer(reply.request_id, reply.node_id)
+            except ProtocolError as error:
+                self.emit("update_refused", round=round + 1, node=reply.node_id, reason=str(error))
+                continue
+            if not asked.late:
+                yield asked, reply
+            elif asked.kind == FIT and self.merges_late and reply.record is not None:
+                self.came_late.append((asked, reply))
+            else:
+                reason = reply.error or f"answered what it was asked in round {asked.round + 1} after the deadline"
+                kind = "update_refused" if asked.kind == FIT else "warning"
+                self.emit(kind, round=round + 1, node=reply.node_id, reason=reason)
+
+    def _take_late(self) -> Iterator[tuple[Asked, Reply]]:
+        while self.came_late:
+            yield self.came_late.pop(0)
+
+    def _expire(self, over: str) -> list[Asked]:
+        """What was not answered; its nodes are busy from now on, unless they will never answer."""
+        missing = self.ledger.expire()
+        if over == _NOTHING_PENDING:
+            self.ledger.withdraw(asked.request_id for asked in missing)
         else:
-            reason = "answered without being asked"
-        self.emit("update_refused", round=number, node=reply.node_id, reason=reason)
-        return False
+            useless = [a.request_id for a in missing if a.kind != FIT or not self.merges_late]
+            self.ledger.withdraw(self.transport.cancel(useless))
+        return missing
 
     def _stop_if_asked(self, finished: int) -> None:
         signal = self.stop()
@@ -404,21 +516,24 @@ class _Rounds:
                 " run the same command with --resume to go on.",
             )
 
-    def _settings(self) -> dict[str, Any]:
-        """What the resulting bits depend on; where and how fast it is computed is left out."""
-        rounds = self.federation.model_dump(
-            mode="json", include={"rounds", "fraction", "min_nodes", "strategy", "weighting", "personal", "keep"}
-        )
-        train = self.plan.train.model_dump(mode="json", exclude={"device", "threads"})
-        model = {
-            "architecture": self.template.architecture,
-            "names": list(self.template.names),
-            "weights": self.template.weights.value_hash,
-        }
-        settings = {"seed": self.plan.seed, "model": model, "train": train, "federation": rounds}
-        if self.federation.keep == "best":
-            settings["evaluate"] = self.evaluate.model_dump(mode="json", include={"every", "imgsz"})
-        return settings
+
+def settings_of(
+    template: Template, train: TrainSection, federation: FederationSection, evaluate: EvaluateSection, seed: int
+) -> dict[str, Any]:
+    """What the resulting bits depend on, JSON-ready; where and how fast it is computed is left out."""
+    rounds = federation.model_dump(
+        mode="json", include={"rounds", "fraction", "min_nodes", "strategy", "weighting", "personal", "keep"}
+    )
+    model = {
+        "architecture": template.architecture,
+        "names": list(template.names),
+        "weights": template.weights.value_hash,
+    }
+    trained = train.model_dump(mode="json", exclude={"device", "threads"})
+    settings = {"seed": seed, "model": model, "train": trained, "federation": rounds}
+    if federation.keep == "best":
+        settings["evaluate"] = evaluate.model_dump(mode="json", include={"every", "imgsz"})
+    return settings
 
 
 class _Stopwatch:

@@ -241,6 +241,8 @@ _WEIGHTS: dict[str, Callable[[int], int]] = {
     "equal": lambda num_examples: 1,
     "inverse_sqrt": lambda num_examples: round(2**20 / math.sqrt(num_examples)),
 }
+# Parts of a weight that a stale update can lose. Powers of two: a round in which nobody is late has the same bits.
+_PARTS: dict[str, int] = {"examples": 2**6, "equal": 2**16, "inverse_sqrt": 1}
 
 
 class Merge:
@@ -252,17 +254,30 @@ class Merge:
             so that a small site which differs from the others is heard; "inverse_sqrt" counts a site by one divided by
             the root of its pictures: at equal epochs a small site takes fewer steps and comes less far, about by that
             root where steps differ in direction, so all come equally far. BatchNorm's statistics are pooled alike.
+        staleness_exponent: a of the factor (1 + staleness)^-a by which an update counts that was made from the weights
+            of an earlier round (Xie et al. 2019, arXiv:1903.03934; Nguyen et al. 2022, arXiv:2106.06639). As in both
+            papers the others do not count more for it: for the part that is lost, the model stays as it is. None where
+            every update is of this round.
     """
 
-    def __init__(self, before: Weights, weighting: Weighting = "examples") -> None:
+    def __init__(
+        self, before: Weights, weighting: Weighting = "examples", staleness_exponent: float | None = None
+    ) -> None:
         self._before = before
         self._weight_of = _WEIGHTS[weighting]
+        self._parts = 1 if staleness_exponent is None else _PARTS[weighting]
+        self._exponent = staleness_exponent or 0.0
+        self._merged_weight = 0
         self._mean = ExactMean()
         self._counters: dict[str, Array] = {}
         self.num_updates = 0
 
-    def add(self, update: Update) -> None:
+    def add(self, update: Update, staleness: int = 0) -> None:
         """Take in one update.
+
+        Args:
+            update: what a node returned.
+            staleness: rounds that have passed since the one whose weights it was made from.
 
         Raises:
             UpdateRefusedError: see `ExactMean.add`; nothing was taken in.
@@ -270,10 +285,15 @@ class Merge:
         deltas = {f"delta/{name}": array for name, array in update.delta.items()}
         buffers = {f"buffer/{name}": array for name, array in moments(update.buffers, self._before).items()}
         controls = {f"{_CONTROL}{name}": array for name, array in update.control.items()}
-        self._mean.add({**deltas, **buffers, **controls}, self._weight_of(update.num_examples))
+        of = self._weight_of(update.num_examples) * self._parts
+        weight = max(1, round(of * (1 + staleness) ** -self._exponent))
+        self._mean.add({**deltas, **buffers, **controls}, weight, of=of)
+        self._merged_weight += weight
         for name, array in update.buffers.items():
             if array.dtype.kind != "f":
-                self._counters[name] = np.maximum(self._counters.get(name, array), array)
+                # A stale update has counted from an earlier round on: a counter never goes back.
+                before = self._before.get(name, array)
+                self._counters[name] = np.maximum(self._counters.get(name, before), array)
         self.num_updates += 1
 
     def result(self) -> Mean:
@@ -287,8 +307,17 @@ class Merge:
         def of(prefix: str) -> dict[str, Array]:
             return {name.removeprefix(prefix): array for name, array in mean.items() if name.startswith(prefix)}
 
-        buffers = {**pool(of("buffer/"), self._before), **self._counters}
+        buffers = {**pool(self._whole(of("buffer/")), self._before), **self._counters}
         return Mean(Weights(of("delta/")), Weights(buffers), Weights(of(_CONTROL)), self.num_updates)
+
+    def _whole(self, buffers: dict[str, Array]) -> dict[str, Array]:
+        """Means of buffers' moments in which the weight that stale updates lost is the model's as it was."""
+        lost = self._mean.total_weight - self._merged_weight
+        if not lost:
+            return buffers
+        share = lost / self._mean.total_weight
+        own = moments({name: self._before[name] for name in buffers}, self._before)
+        return {name: value + share * own[name] for name, value in buffers.items()}
 
 
 def _move(weights: Weights, mean_delta: Weights, step: Callable[[str, Array], Array]) -> Weights:

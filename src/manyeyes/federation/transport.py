@@ -1,6 +1,6 @@
 """The narrow waist between the round loop and whatever carries its messages.
 
-A transport has three methods. `local.py` runs the nodes in this process; a distributed engine carries the same
+A transport has four methods. `local.py` runs the nodes in this process; a distributed engine carries the same
 requests over a network. The round loop cannot tell them apart.
 """
 
@@ -92,3 +92,7 @@ class Transport(Protocol):
 
     def receive(self, timeout: float | None) -> list[Reply]:
         """Wait for at least one reply, at most `timeout` seconds; empty when the time is up or nothing is pending."""
+
+    def cancel(self, request_ids: Sequence[str]) -> list[str]:
+        """Nobody waits for these any more. Returns those that were not begun and now never will be; the others may
+        still be answered."""

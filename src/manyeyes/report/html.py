@@ -445,6 +445,12 @@ def _notes(events: Sequence[Event], summary: Summary, *, has_examples: bool) -> 
             f"{len(refused)} update{'s were' if len(refused) > 1 else ' was'} refused and not merged; the last one "
             f"from {last['node']} in round {last['round']}: {last['reason']}."
         )
+    if late := [e for e in events if e["event"] == "update_received" and e.get("staleness")]:
+        nodes = ", ".join(sorted({str(e["node"]) for e in late}))
+        notes.append(
+            f"{len(late)} update{'s' if len(late) > 1 else ''} of {nodes} came after the deadline and counted less: by "
+            "(1 + rounds late) to the power of minus federation.staleness_exponent."
+        )
     warnings = [e for e in events if e["event"] == "warning"]
     if warnings:
         count = f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}"

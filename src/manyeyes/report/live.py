@@ -62,7 +62,8 @@ class Narrator:
             return self._epoch(event)
         if kind == "update_received":
             text = self._waiting.pop(_fit_of(event), f"{self._who(event)} round {event['round']}")
-            return [f"{text} → sending {format_bytes(event['bytes'])}"]
+            late = f", {_count(event['staleness'])} late" if event.get("staleness") else ""
+            return [f"{text} → sending {format_bytes(event['bytes'])}{late}"]
         row = event.get("row")
         lines = self.flush() if row is None else self.flush(str(row))
         if kind == "evaluated":
@@ -102,6 +103,10 @@ class Narrator:
         return [f"[{model_label(str(event.get('row', '')))}]{number} mAP50 {map50:.3f} on {place} ({event['split']})"]
 
 
+def _count(rounds: int) -> str:
+    return f"{rounds} round" if rounds == 1 else f"{rounds} rounds"
+
+
 def _fit_of(event: Event) -> tuple[str, str]:
     return str(event.get("row", "")), str(event["node"])
 
@@ -134,6 +139,10 @@ def _tell_refusal(event: Event) -> list[str]:
     return [f"[Node {event['node']}] round {event['round']} update refused: {event['reason']}"]
 
 
+def _tell_late(event: Event) -> list[str]:
+    return [f"[Node {event['node']}] round {event['round']} {event['reason']}; merged in the round in which it comes"]
+
+
 def _tell_warning(event: Event) -> list[str]:
     who = f"Node {event['node']}" if "node" in event else model_label(str(event.get("row", "")))
     number = f" round {event['round']}" if event.get("round") else ""
@@ -157,6 +166,7 @@ _TELLERS: dict[str, Callable[[Event], list[str]]] = {
     "views_planned": _tell_views,
     "row_started": _tell_row,
     "update_refused": _tell_refusal,
+    "update_late": _tell_late,
     "warning": _tell_warning,
     "round_finished": _tell_round,
     "interrupted": _tell_interruption,
@@ -337,6 +347,13 @@ def _board_update(row: _RowState, event: Event) -> None:
     state = row.node(event)
     state.share, state.status = 1.0, f"sent {format_bytes(event['bytes'])}"
     state.detail = f"{format_seconds(event['seconds'])}" if "seconds" in event else ""
+    if event.get("staleness"):
+        state.detail += f", {_count(event['staleness'])} late"
+
+
+def _board_late(row: _RowState, event: Event) -> None:
+    state = row.node(event)
+    state.status, state.detail = "late", str(event["reason"])
 
 
 def _board_refusal(row: _RowState, event: Event) -> None:
@@ -355,6 +372,7 @@ _BOARD: dict[str, Callable[[_RowState, Event], None]] = {
     "progress": _board_progress,
     "update_received": _board_update,
     "update_refused": _board_refusal,
+    "update_late": _board_late,
     "evaluated": _board_evaluated,
 }
 

@@ -7,7 +7,9 @@
     row_started      nodes, rounds, resumed_from (last round that was kept, or null)
     round_started    round, cohort
     epoch_finished   round, node, epoch, epochs, losses: {name: value}, images_per_second
-    update_received  round, node, bytes, num_examples, seconds, metrics: {name: value}
+    update_received  round, node, bytes, num_examples, seconds (since the node was asked), metrics: {name: value},
+                     staleness (rounds it came late; absent where it came in time)
+    update_late      round, node, reason: missed the deadline; its update is merged in the round in which it comes
     update_refused   round, node, reason
     evaluated        round, where ("A", …, "mixed"), split ("val", "test"), metrics (Metrics.to_dict())
     round_finished   round, bytes_down, bytes_up, seconds: {fit, merge, evaluate, checkpoint, total}
