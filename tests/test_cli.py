@@ -454,6 +454,14 @@ def test_a_node_joins_and_is_shut_out(
     assert "shut out 20" in said("coordinator", "members")
     assert call(monkeypatch, "coordinator", "admit", "A", "--key", "nodes/A/node.pub") == 2
     assert "this key was revoked, as A" in " ".join(capsys.readouterr().err.split())
+    assert call(monkeypatch, "coordinator", "withdraw", "A") == 2
+    assert "Say --yes" in capsys.readouterr().err
+    assert '"rebuild": null' in said("coordinator", "withdraw", "A", "--dry-run", "--json")
+    assert "withdrawn" not in said("coordinator", "members")
+    assert "A is shut out" in said("coordinator", "withdraw", "A", "--yes")
+    assert "withdrawn 20" in said("coordinator", "members")
+    assert call(monkeypatch, "coordinator", "withdraw", "A", "--rebuild", "--yes") == 2
+    assert "needs the run's configuration" in " ".join(capsys.readouterr().err.split())
     before = (tmp_path / "coordinator" / "server.pem").read_bytes()
     assert "is new" in said("coordinator", "renew", "--name", "localhost")
     assert (tmp_path / "coordinator" / "server.pem").read_bytes() != before

@@ -436,6 +436,58 @@ def revoke(node_id: NodeId, folder: CoordinatorFolder = Path("coordinator")) -> 
     print(f"{member.node_id} is shut out. Its fingerprint was: {member.fingerprint}")  # noqa: T201
 
 
+@coordinator_app.command(
+    epilog="Examples: `manyeyes coordinator withdraw B`  ·  "
+    "`manyeyes coordinator withdraw B --config federation.yaml --rebuild --dry-run`"
+)
+def withdraw(
+    node_id: NodeId,
+    config: Annotated[Path | None, typer.Option(help="YAML file of the run the node took part in.")] = None,
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Hold the run again without the node.")] = False,
+    name: Annotated[str | None, typer.Option("--as", help="Name of the new run; default: RUN-without-NODE.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="The coordinator's state folder; default: as in the configuration.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Shut a node out for good, and train the model again without it if asked to.
+
+    Says first what will be done and what it costs. The old run and its model stay until you delete them. A rebuild
+    starts where the node had no part yet, at worst from the starting weights, and needs the other nodes.
+    """
+    from manyeyes.federation.coordinator import load_coordinator_config
+    from manyeyes.federation.service import withdraw_node
+    from manyeyes.federation.withdrawal import plan_withdrawal
+
+    settings = load_coordinator_config(config, overrides) if config else None
+    state = folder or (settings.state if settings else Path("coordinator"))
+    settings = settings and settings.model_copy(update={"state": state})
+    plan = plan_withdrawal(settings, state, node_id, rebuild=rebuild, name=name)
+    if as_json:
+        _print_json(plan.to_dict())
+    else:
+        for line in plan.lines():
+            print(line)  # noqa: T201
+    if dry_run:
+        return
+    _ask(f"Withdraw {node_id}?", yes)
+    words = ["manyeyes", "coordinator", "--config", str(config), *(w for o in overrides for w in ("--set", o))]
+    again = shlex.join([*words, "--set", f"name={plan.rebuild.name}", "--resume"]) if plan.rebuild else ""
+    withdraw_node(settings, state, plan, again=again, console=Console(stderr=True), quiet=quiet)
+
+
+def _ask(question: str, yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigError("nobody can be asked here whether that is wanted", cure="Say --yes, or look at --dry-run.")
+    typer.confirm(question, abort=True, err=True)
+
+
 @coordinator_app.command(epilog="Example: `manyeyes coordinator members --json`")
 def members(folder: CoordinatorFolder = Path("coordinator"), as_json: Json = False) -> None:
     """Show who may take part, and who was shut out."""
@@ -449,6 +501,7 @@ def members(folder: CoordinatorFolder = Path("coordinator"), as_json: Json = Fal
         return
     for member in register:
         state = f"shut out {member.revoked}" if member.revoked else f"since {member.admitted}"
+        state = f"withdrawn {member.withdrawn}" if member.withdrawn else state
         print(f"{member.node_id:16} {member.fingerprint}  {state}")  # noqa: T201
     if not register:
         print("Nobody has been admitted yet.")  # noqa: T201

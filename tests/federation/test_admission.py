@@ -77,5 +77,5 @@ def test_a_damaged_register_lets_nobody_in(tmp_path: Path, content: str) -> None
 def test_the_register_holds_no_secret(tmp_path: Path) -> None:
     Members(tmp_path).admit("A", new_key())
     (entry,) = json.loads((tmp_path / MEMBERS).read_text())
-    assert set(entry) == {"node_id", "public_key", "admitted", "revoked"}
+    assert set(entry) == {"node_id", "public_key", "admitted", "revoked", "withdrawn"}
     assert entry["public_key"].startswith("ecdsa-sha2-nistp256 ")

@@ -324,3 +324,35 @@ def test_a_killed_coordinator_resumes_among_the_same_nodes_to_the_same_bits(
     launch(local, quiet=True)
     ours = load_weights(tmp_path / "runs" / "first" / "final.safetensors")[0]
     assert ours.value_hash == load_weights(local.run_folder / "rows" / "together" / "final.safetensors")[0].value_hash
+
+
+@pytest.mark.slow
+def test_a_run_rebuilt_without_a_node_ends_in_the_bits_of_one_that_never_had_it(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    # With an optimiser whose state the nodes keep: that of the old run must not enter the new one.
+    adamw = ["--config", "federation.yaml", "--set", "train.optimizer=adamw"]
+    coordinator = deployment.start("coordinator", "coordinator", *adamw)
+    for node in SITES:
+        deployment.start_node(node)
+    assert coordinator.wait(200) == 0, deployment.said("coordinator")
+    runs = tmp_path / "runs"
+    before = load_weights(runs / "first" / "final.safetensors")[0].value_hash
+
+    command = ["coordinator", "withdraw", "B", *adamw, "--rebuild", "--set", "federation.min_nodes=2"]
+    rebuilding = deployment.start("rebuild", *command, "--yes")
+    assert rebuilding.wait(200) == 0, deployment.said("rebuild")
+    assert "Updates of B were merged in 2 of the 2 rounds of first." in deployment.said("rebuild")
+    assert "Run first-without-B holds 2 rounds from the starting weights, among A, C" in deployment.said("rebuild")
+    assert "runs/first still holds what B gave" in deployment.said("rebuild")
+    assert "withdrawn 20" in deployment.call("coordinator", "members")
+    kept = {path.name for path in (deployment.folder / "nodes" / "A" / "training").iterdir()}
+    assert kept == {"first", "first-without-B"}
+
+    sites = [{"node_id": node, "data": str(deployment.scenes / SITES[node])} for node in "AC"]
+    plan = {"train": {**PLAN["train"], "optimizer": "adamw"}, "federation": {"rounds": 2, "min_nodes": 2}}
+    local = parse_config({"name": "never", "output": str(tmp_path), "sites": sites, "compare": ["together"], **plan})
+    launch(local, quiet=True)
+    never = load_weights(local.run_folder / "rows" / "together" / "final.safetensors")[0].value_hash
+    assert load_weights(runs / "first-without-B" / "final.safetensors")[0].value_hash == never != before
+    assert load_weights(runs / "first" / "final.safetensors")[0].value_hash == before

@@ -157,6 +157,16 @@ def test_late_updates_are_named(new_run: SyntheticRun) -> None:
     assert "1 update of B came after the deadline and counted less" in page.text
 
 
+def test_a_withdrawal_is_said_in_both_runs(new_run: SyntheticRun) -> None:
+    new_run.emit("withdrawn", node="B", rounds=[1, 2], rebuilt_as=None)
+    new_run.emit("withdrawn", node="B", rounds=[1, 2], rebuilt_as="second")
+    new_run.emit("rebuilt", without="C", of="zeroth", round=0)
+    page = check(write_report(new_run.folder))
+    assert page.text.count("B was withdrawn; its updates of 2 rounds stay in it.") == 1
+    assert "The run second is held without it." in page.text
+    assert "This is the run zeroth held again without C, which was withdrawn." in page.text
+
+
 def test_a_broken_index_is_named(new_run: SyntheticRun) -> None:
     (new_run.folder / "examples").mkdir()
     (new_run.folder / "examples" / "index.json").write_text("[{}]")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,12 +34,14 @@ class Member:
         node_id: its name in the federation.
         public_key: in OpenSSH's format, without a comment.
         admitted, revoked: when, as ISO 8601 in UTC; `revoked` is None for those that may take part.
+        withdrawn: when its site asked that it be as if it had not taken part; None for all others.
     """
 
     node_id: str
     public_key: str
     admitted: str
     revoked: str | None = None
+    withdrawn: str | None = None
 
     @property
     def key(self) -> ec.EllipticCurvePublicKey:
@@ -114,13 +116,38 @@ class Members:
         """
         members = self._current()
         active = {member.node_id: member for member in members if member.revoked is None}
-        if node_id not in active:
-            guess = nearest(node_id, active)
-            known = f"Did you mean {guess!r}?" if guess else f"Known are: {', '.join(active) or 'none'}."
-            raise ConfigError(f"no node {node_id!r} takes part", file=self.path, cure=known)
+        self._check_known(node_id, active, "takes part")
         revoked = replace(active[node_id], revoked=_now())
         self._write(tuple(revoked if member is active[node_id] else member for member in members))
         return revoked
+
+    def check_admitted(self, node_id: str) -> None:
+        """Refuse the name of a node that was never admitted.
+
+        Raises:
+            ConfigError: there is none; names those there are.
+        """
+        self._check_known(node_id, [member.node_id for member in self._current()], "was ever admitted")
+
+    def withdraw(self, node_id: str) -> None:
+        """Write down that a node is withdrawn, and shut it out if it is not yet: every key it ever had.
+
+        Raises:
+            ConfigError: no node of that name was ever admitted.
+        """
+        self.check_admitted(node_id)
+        now = _now()
+
+        def withdrawn(member: Member) -> Member:
+            return replace(member, revoked=member.revoked or now, withdrawn=member.withdrawn or now)
+
+        self._write(tuple(withdrawn(m) if m.node_id == node_id else m for m in self._current()))
+
+    def _check_known(self, node_id: str, known: Collection[str], what: str) -> None:
+        if node_id not in known:
+            guess = nearest(node_id, known)
+            cure = f"Did you mean {guess!r}?" if guess else f"Known are: {', '.join(known) or 'none'}."
+            raise ConfigError(f"no node {node_id!r} {what}", file=self.path, cure=cure)
 
     def _current(self) -> tuple[Member, ...]:
         """As they stand in the file now; it is read again only when it was replaced."""

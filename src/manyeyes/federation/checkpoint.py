@@ -20,7 +20,15 @@ from manyeyes.federation.strategies import State
 from manyeyes.report.runlog import Emit
 from manyeyes.weights import Weights, load_weights, save_weights
 
-__all__ = ["Best", "RoundState", "Totals", "check_same_settings", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "Best",
+    "RoundState",
+    "Totals",
+    "check_same_settings",
+    "load_checkpoint",
+    "read_checkpoint",
+    "save_checkpoint",
+]
 
 _FORMAT = "manyeyes-checkpoint-2"
 _KEPT = 2
@@ -116,7 +124,7 @@ def load_checkpoint(folder: Path, emit: Emit) -> RoundState | None:
     paths = _checkpoints(folder)
     for path in reversed(paths):
         try:
-            return _read(path)
+            return read_checkpoint(path)
         except WeightsError as error:
             emit("warning", reason=f"{error}; going back to the checkpoint before it")
     if paths:
@@ -147,7 +155,12 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("round-*.safetensors"), key=lambda path: (len(path.name), path.name))
 
 
-def _read(path: Path) -> RoundState:
+def read_checkpoint(path: Path) -> RoundState:
+    """The state in one file.
+
+    Raises:
+        WeightsError: it is missing, damaged, or of another version.
+    """
     arrays, metadata = load_weights(path)
     about = metadata.get("about", "")
     if metadata.get("format") != _FORMAT or metadata.get("sha256") != _digest(arrays, about):

@@ -33,6 +33,7 @@ from manyeyes.federation.checkpoint import (
     save_checkpoint,
 )
 from manyeyes.federation.client import expand_personal
+from manyeyes.federation.joined import Joined
 from manyeyes.federation.ledger import Asked, Ledger
 from manyeyes.federation.membership import sample_cohort
 from manyeyes.federation.messages import (
@@ -188,6 +189,7 @@ class _Rounds:
         self.delta_names, self.buffer_names = _shared_names(template, self.plan, expected)
         # An answer to an earlier process of this run must not pass for one to this one.
         self.token = secrets.token_hex(4)
+        self.joined = Joined(folder)
         self.ledger = Ledger(federation.max_staleness)
         self.merges_late = federation.late == "next_round"
         self.came_late: list[tuple[Asked, Reply]] = []
@@ -200,6 +202,7 @@ class _Rounds:
         settings = {**own, **json.loads(json.dumps(dict(settings), default=str))}
         saved = load_checkpoint(self.folder, self.emit)
         if saved is None:
+            self.joined.go_back(0)
             fresh = RoundState(self.template.weights, settings=settings)
             save_checkpoint(self.folder, fresh)
             return fresh
@@ -210,6 +213,7 @@ class _Rounds:
                 cure="Resume it, or choose another name.",
             )
         check_same_settings(saved.settings, settings)
+        self.joined.go_back(saved.round)
         best = saved.best and replace(saved.best, weights=self._ordered(saved.best.weights))
         return replace(saved, weights=self._ordered(saved.weights), best=best)
 
@@ -271,8 +275,10 @@ class _Rounds:
         return sample_cohort(nodes, section.fraction, least, self.plan.seed, round, self.ledger.busy())
 
     def _nodes(self, round: int) -> Sequence[str]:
-        """Who can be reached now."""
-        return self.transport.nodes()
+        """Who can be reached now. From here on they have a part in the run."""
+        nodes = self.transport.nodes()
+        self.joined.note(nodes, round)
+        return nodes
 
     def _wait_for_busy(self, round: int) -> None:
         """Wait until enough nodes are free for a round, at most one deadline long; then the busy ones are given up."""

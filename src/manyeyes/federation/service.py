@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 
 from rich.console import Console
 
@@ -10,12 +11,13 @@ from manyeyes.errors import Interrupted, RunError
 from manyeyes.federation.coordinator import CoordinatorConfig, run_coordinator
 from manyeyes.federation.launch import stop_signals
 from manyeyes.federation.node import NodeConfig, run_node
+from manyeyes.federation.withdrawal import Withdrawal, begin_rebuild, check_nobody_listens, record_withdrawal
 from manyeyes.learners.learner import Progress
 from manyeyes.report.live import LiveView, total_loss
 from manyeyes.report.runlog import RunLog
 from manyeyes.report.tensorboard import TensorBoardWriter
 
-__all__ = ["serve_coordinator", "serve_node"]
+__all__ = ["serve_coordinator", "serve_node", "withdraw_node"]
 
 
 def serve_coordinator(config: CoordinatorConfig, *, resume: bool, console: Console, quiet: bool = False) -> None:
@@ -65,6 +67,43 @@ def serve_coordinator(config: CoordinatorConfig, *, resume: bool, console: Conso
             log.emit("interrupted", signal=signal.reason, resume="--resume")
             raise
     tell(f"The model is {config.run_folder / 'final.safetensors'}, and final.pt beside it.")
+
+
+def withdraw_node(
+    config: CoordinatorConfig | None,
+    folder: Path,
+    withdrawal: Withdrawal,
+    *,
+    again: str,
+    console: Console,
+    quiet: bool = False,
+) -> None:
+    """Carry out a withdrawal that was planned; a rebuild is held in the foreground, to its end.
+
+    Args:
+        config: of the run that was looked at; None for none.
+        folder: the coordinator's state folder.
+        withdrawal: the plan.
+        again: the command that goes on with the rebuild after an interruption.
+        console: where progress is shown.
+        quiet: show none.
+
+    Raises:
+        ManyeyesError: see `run_coordinator`; the node is shut out then, unless the port was in use.
+        Interrupted: every finished round of the rebuild is kept; names the command that goes on.
+    """
+    if config is None or withdrawal.rebuild is None:
+        record_withdrawal(config, folder, withdrawal)
+        return
+    check_nobody_listens(config)
+    record_withdrawal(config, folder, withdrawal)
+    try:
+        serve_coordinator(begin_rebuild(config, withdrawal), resume=True, console=console, quiet=quiet)
+    except Interrupted as signal:
+        raise Interrupted(signal.reason, cure=f"What was finished is kept. Go on with: {again}") from signal
+    if not quiet:
+        text = f"{config.run_folder} still holds what {withdrawal.node_id} gave: delete it when nobody uses its model."
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def serve_node(config: NodeConfig, *, console: Console, quiet: bool = False) -> None:

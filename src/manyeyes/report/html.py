@@ -451,6 +451,11 @@ def _notes(events: Sequence[Event], summary: Summary, *, has_examples: bool) -> 
             f"{len(late)} update{'s' if len(late) > 1 else ''} of {nodes} came after the deadline and counted less: by "
             "(1 + rounds late) to the power of minus federation.staleness_exponent."
         )
+    for event in {e["node"]: e for e in events if e["event"] == "withdrawn"}.values():
+        other = f" The run {event['rebuilt_as']} is held without it." if event["rebuilt_as"] else ""
+        notes.append(f"{event['node']} was withdrawn; its updates of {len(event['rounds'])} rounds stay in it.{other}")
+    for event in (e for e in events if e["event"] == "rebuilt"):
+        notes.append(f"This is the run {event['of']} held again without {event['without']}, which was withdrawn.")
     warnings = [e for e in events if e["event"] == "warning"]
     if warnings:
         count = f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}"

@@ -16,6 +16,8 @@
     row_finished     bytes_down, bytes_up, seconds, kept (round whose weights the row ends with), score (its mean
                      mAP50 on the sites' validation pictures if it was kept as the best, or null)
     run_finished     summary
+    withdrawn        node, rounds (in which an update of it was merged), rebuilt_as (name of the run without it, null)
+    rebuilt          without (a node), of (name of the run), round (rounds that were taken over from it)
     warning          reason, round and node where they apply
     interrupted      signal, resume
     progress         as learners.Progress; shown, never written
@@ -36,7 +38,7 @@ from typing import Any
 
 from manyeyes.errors import ResourceError, RunError
 
-__all__ = ["Emit", "Event", "RunLog", "read_runlog", "remove_unfinished_line", "without_redone"]
+__all__ = ["Emit", "Event", "RunLog", "append_event", "read_runlog", "remove_unfinished_line", "without_redone"]
 
 Emit = Callable[..., None]
 """``emit(event, **fields)``: how every room reports what happens, without knowing who listens."""
@@ -74,13 +76,30 @@ class RunLog:
         """Record one event, then show it to every listener."""
         record = {"time": round(time.time(), 3), "event": event, **fields}
         if event not in _SHOWN_ONLY:
-            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.write(_line(record))
         for listener in self.listeners:
             listener(record)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def append_event(path: Path, event: str, **fields: Any) -> None:
+    """Add one event to a log that another process may be writing to.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
+    try:
+        with path.open("ab", buffering=0) as file:
+            file.write(_line({"time": round(time.time(), 3), "event": event, **fields}).encode())
+    except OSError as error:
+        raise ResourceError(f"cannot be written ({error.strerror})", file=path) from error
+
+
+def _line(event: Event) -> str:
+    return json.dumps(event, ensure_ascii=False) + "\n"
 
 
 def read_runlog(path: Path) -> Iterator[Event]:
