@@ -395,7 +395,21 @@ def test_a_site_whose_ids_are_swapped_is_refused(
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["demo"], ["advise"], ["run"], ["val"], ["predict"], ["report"], ["data", "check"], ["data", "split"]],
+    [
+        [],
+        ["demo"],
+        ["advise"],
+        ["run"],
+        ["val"],
+        ["predict"],
+        ["report"],
+        ["status"],
+        ["coordinator"],
+        ["coordinator", "backup"],
+        ["coordinator", "restore"],
+        ["data", "check"],
+        ["data", "split"],
+    ],
 )
 def test_help_of_every_command_shows_an_example(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

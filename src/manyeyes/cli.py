@@ -69,6 +69,8 @@ Overrides = Annotated[
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out pictures that cannot be used.")]
 Size = Annotated[int | None, typer.Option(help="Long side in pixels; default: as trained.", min=32, max=2048)]
 CoordinatorFolder = Annotated[Path, typer.Option("--folder", help="The coordinator's state folder.")]
+State = Annotated[Path, typer.Option("--state", "--folder", help="The coordinator's state folder.")]
+StateConfig = Annotated[Path | None, typer.Option("--config", help="Its YAML file, which names state and run.")]
 Names = Annotated[list[str], typer.Option("--name", help="Host name or IP address that nodes reach it by. Repeatable.")]
 NodeId = Annotated[str, typer.Argument(help="The node's name in the federation.")]
 Seed = Annotated[int, typer.Option(help="Everything random follows from it.", min=0)]
@@ -103,6 +105,7 @@ _EXTRAS = {
     "tensorboard": "train",
     "flwr": "federation",
     "cryptography": "federation",
+    "prometheus_client": "federation",
 }
 
 
@@ -277,25 +280,64 @@ def predict(
         raise typer.Exit(2)
 
 
+@app.command(
+    epilog="Examples: `manyeyes status`  ·  `manyeyes status --config federation.yaml --watch`  ·  "
+    "`manyeyes status --state coordinator --json`"
+)
+def status(
+    state: State = Path("coordinator"),
+    config: StateConfig = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON; with --watch one object a line.")] = False,
+) -> None:
+    """Show what a coordinator is at: nodes, rounds, figures. It may be running or have ended.
+
+    Reads its files alone, so it works from any terminal on the coordinator's machine and disturbs nothing. What is not
+    known is called unknown.
+    """
+    from manyeyes.federation.status import read_status
+    from manyeyes.federation.status_view import show_status, tell_status, watch_status
+
+    folder, run = _coordinator_folders(state, config)
+    if watch and as_json:
+        tell_status(lambda: read_status(folder, run))
+    elif watch:
+        watch_status(lambda: read_status(folder, run), Console())
+    elif as_json:
+        _print_json(read_status(folder, run).to_dict())
+    else:
+        show_status(read_status(folder, run), Console())
+
+
+def _coordinator_folders(state: Path, config: Path | None) -> tuple[Path, Path | None]:
+    """The state folder and, if a configuration names one, the run's."""
+    if config is None:
+        return state, None
+    from manyeyes.federation.coordinator_config import load_coordinator_config
+
+    settings = load_coordinator_config(config)
+    return settings.state, settings.run_folder
+
+
 @app.command(epilog="Example: `manyeyes report runs/demo`")
 def report(
     folder: Annotated[Path, typer.Argument(help="A run's folder, e.g. runs/demo.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """Show a run's table and write its report.html again."""
-    from manyeyes.report.results import write_results
+    """Show a run's table and write its report.html again; also of a coordinator's run that is going on."""
+    from manyeyes.report.results import rewrite_results
 
-    _show_summary(write_results(folder), folder, as_json)
+    _show_summary(rewrite_results(folder), folder, as_json)
 
 
 def _show_summary(summary: Any, folder: Path, as_json: bool) -> None:
-    from manyeyes.report.tables import render_main_table
+    from manyeyes.report.results import render_results
 
     if as_json:
         _print_json(summary.to_dict())
         return
     console = Console()
-    render_main_table(summary, console)
+    render_results(summary, console)
     console.print(f"Report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
@@ -382,16 +424,66 @@ def coordinator(
     config: Annotated[Path | None, typer.Option(help="YAML file: see docs/deployment.md.")] = None,
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished round.")] = False,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve figures for Prometheus on 127.0.0.1 at this port.", min=1, max=65535)
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Open the door to admitted nodes, hold the rounds and keep the model."""
     if context.invoked_subcommand:
         return
-    from manyeyes.federation.coordinator import load_coordinator_config
+    from manyeyes.federation.coordinator_config import load_coordinator_config
     from manyeyes.federation.service import serve_coordinator
 
-    settings = load_coordinator_config(_given(config, "manyeyes coordinator --config federation.yaml"), overrides)
+    given = [*overrides, *([f"metrics_port={metrics_port}"] if metrics_port else [])]
+    settings = load_coordinator_config(_given(config, "manyeyes coordinator --config federation.yaml"), given)
     serve_coordinator(settings, resume=resume, console=Console(stderr=True), quiet=quiet)
+
+
+@coordinator_app.command(
+    epilog="Examples: `manyeyes coordinator backup harbour.tar --config federation.yaml`  ·  "
+    "`manyeyes coordinator backup harbour.tar`"
+)
+def backup(
+    file: Annotated[Path, typer.Argument(help="A new file.", show_default=False)],
+    state: State = Path("coordinator"),
+    config: StateConfig = None,
+) -> None:
+    """Write the coordinator into one file: keys, members, checkpoints, run log. It may be running.
+
+    The file holds private keys, so it is readable by its owner only. Keep it as safe as the coordinator itself: whoever
+    has it can pass for the coordinator.
+    """
+    from manyeyes.federation.backup import make_backup
+    from manyeyes.federation.status import read_status
+    from manyeyes.report.tables import format_bytes
+
+    folder, run = _coordinator_folders(state, config)
+    made = make_backup(file, folder, run or read_status(folder).run)
+    what = f"run {made.name}" if made.name else "no run (name it with --config, if there is one)"
+    print(f"{file}: {made.files} files, {format_bytes(made.num_bytes)}, {what}. It holds private keys.")  # noqa: T201
+
+
+@coordinator_app.command(epilog="Example: `manyeyes coordinator restore harbour.tar --state coordinator --output runs`")
+def restore(
+    file: Annotated[Path, typer.Argument(help="What `manyeyes coordinator backup` wrote.", show_default=False)],
+    state: State = Path("coordinator"),
+    output: Annotated[Path, typer.Option(help="Folder that holds runs.")] = Path("runs"),
+) -> None:
+    """Check a backup and put it back into empty folders; `--resume` goes on with the run.
+
+    Who was shut out after the backup was made is let in again: compare `manyeyes coordinator members`.
+    """
+    from datetime import datetime
+
+    from manyeyes.federation.backup import restore_backup
+
+    backup, run = restore_backup(file, state, output)
+    made = datetime.fromtimestamp(backup.made).isoformat(sep=" ", timespec="seconds")
+    print(f"{state}: as it was on {made}. Who was shut out since must be shut out again.")  # noqa: T201
+    if run:
+        again = shlex.join(["manyeyes", "coordinator", "--config", "federation.yaml", "--resume"])
+        print(f"{run}: go on with: {again}")  # noqa: T201
 
 
 @coordinator_app.command("init", epilog="Example: `manyeyes coordinator init --name eyes.example.org --name 10.0.0.5`")
@@ -459,7 +551,7 @@ def withdraw(
     Says first what will be done and what it costs. The old run and its model stay until you delete them. A rebuild
     starts where the node had no part yet, at worst from the starting weights, and needs the other nodes.
     """
-    from manyeyes.federation.coordinator import load_coordinator_config
+    from manyeyes.federation.coordinator_config import load_coordinator_config
     from manyeyes.federation.service import withdraw_node
     from manyeyes.federation.withdrawal import plan_withdrawal
 

@@ -164,6 +164,7 @@ def hold(
     seed: int = 1,
     resume: bool = False,
     stop: Callable[[], str | None] = lambda: None,
+    test_start: bool = False,
     **federation: Any,
 ) -> RowResult:
     """A run over the sites A, B and C, with defaults that the tests share."""
@@ -179,6 +180,7 @@ def hold(
         emit=emit or Log(),
         resume=resume,
         stop=stop,
+        test_start=test_start,
     )
 
 

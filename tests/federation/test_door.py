@@ -34,6 +34,7 @@ from manyeyes.federation import door as door_module
 from manyeyes.federation.admission import Members
 from manyeyes.federation.door import FLEET_PATHS, KEY_HEADER, SIGNATURE_HEADER, TIME_HEADER, Door, serve_door
 from manyeyes.federation.keys import AUTHORITY, SERVER, make_authority
+from manyeyes.federation.presence import Presence
 
 MAX_BODY = 100_000
 _TLS_FILES = {"cert": SERVER, "key": SERVER, "ca-cert": AUTHORITY}
@@ -143,6 +144,25 @@ def test_an_admitted_node_reaches_the_superlink(guarded: Guarded) -> None:
         f"{guarded.upstream}/v1/fleet/register-node", headers=headers, content=register(guarded.key, headers)
     )
     assert (answer.status_code, answer.content) == (direct.status_code, direct.content)
+
+
+def test_the_door_tells_who_came_what_passed_and_what_was_refused(guarded: Guarded) -> None:
+    presence = Presence()
+    door = Door(guarded.members, guarded.upstream, guarded.folder / AUTHORITY, max_body=MAX_BODY, presence=presence)
+    stranger = ec.generate_private_key(ec.SECP256R1())
+    with opened(door, guarded.folder) as url:
+        headers = signed(guarded.key)
+        sent = register(guarded.key, headers)
+        answer = guarded.client.post(f"{url}/v1/fleet/register-node", headers=headers, content=sent)
+        seen = presence.nodes()["A"]
+        assert (seen.bytes_up, seen.bytes_down) == (len(sent), len(answer.content))
+        assert seen.online(time.time())
+        guarded.client.post(f"{url}/v1/fleet/get-run", headers=signed(stranger), content=b"x" * 99)
+        guarded.client.post(f"{url}/v1/fleet/get-run", content=b"x")
+        guarded.client.post(f"{url}/v1/fleet/deactivate-node", headers=signed(guarded.key))
+    assert presence.refusals() == {403: 1, 401: 1}
+    assert presence.nodes().keys() == {"A"}, "a stranger leaves no trace"
+    assert not presence.nodes()["A"].online(time.time()), "it said goodbye"
 
 
 def test_every_other_path_of_the_superlink_is_closed(guarded: Guarded) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -109,6 +110,22 @@ def deployment(tmp_path: Path, scenes: Path) -> Iterator[Deployment]:
     deployment.end()
 
 
+def check_what_is_told(deployment: Deployment) -> None:
+    """Status and report of a run that ended."""
+    told = json.loads(deployment.call("status", "--json"))
+    assert (told["phase"], told["rounds_done"], told["rounds"], told["updates_refused"]) == ("finished", 2, 2, 0)
+    assert [(node["node"], node["merged"], node["last_round"]) for node in told["nodes"]] == [(n, 2, 2) for n in SITES]
+    assert all(node["map50"].keys() == {"0", "1", "2"} for node in told["nodes"])
+    assert sum(node["bytes_up"] for node in told["nodes"]) == told["bytes_up"] > 6 * 12_000_000
+    assert all(node["last_seen"] > told["started"] for node in told["nodes"])
+    assert "finished after 2 of 2 rounds" in deployment.call("status", "--config", "federation.yaml")
+    folder = deployment.folder / "runs" / "first"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert all(node["gain"] == node["now"]["map50"] - node["start"]["map50"] for node in summary["nodes"])
+    assert "<svg" in (folder / "report.html").read_text()
+    assert list((folder / "tensorboard" / "together").glob("events.out.tfevents.*"))
+
+
 @pytest.mark.slow
 def test_three_nodes_over_tls_end_in_the_bits_of_the_local_engine(deployment: Deployment, tmp_path: Path) -> None:
     coordinator = deployment.start("coordinator", "coordinator", "--config", "federation.yaml")
@@ -133,12 +150,14 @@ def test_three_nodes_over_tls_end_in_the_bits_of_the_local_engine(deployment: De
 
     for node in SITES:
         left = list(read_audit(deployment.folder / "nodes" / node / AUDIT))
-        assert [(entry["kind"], entry["sent"]) for entry in left] == [("fit", "answer"), ("evaluate", "answer")] * 2
+        kinds = ["evaluate", *["fit", "evaluate"] * 2]
+        assert [(entry["kind"], entry["sent"]) for entry in left] == [(kind, "answer") for kind in kinds]
         sent = [entry["bytes"] for entry in left if entry["kind"] == "fit"]
         assert sent == [event["bytes"] for event in received if event["node"] == node]
         assert all(entry["arrays"] == {} for entry in left if entry["kind"] == "evaluate")
         assert {name for entry in left for name in entry["values"]} == DECLARED
-    assert "4 entries, none changed" in deployment.call("node", "audit", "--folder", "nodes/A")
+    assert "5 entries, none changed" in deployment.call("node", "audit", "--folder", "nodes/A")
+    check_what_is_told(deployment)
 
 
 def test_what_flower_takes_for_the_app_holds_no_code() -> None:
@@ -225,9 +244,11 @@ def test_waiting_for_nodes_can_be_stopped(deployment: Deployment) -> None:
         assert time.monotonic() < until
         time.sleep(0.2)
     time.sleep(3)
+    assert "waits for nodes: 0 of 3 are there" in deployment.call("status", "--config", "federation.yaml")
     coordinator.send_signal(signal.SIGINT)
     assert coordinator.wait(60) == 130
     assert "No round was begun" in deployment.said("coordinator")
+    assert "stopped after 0 of 2 rounds (Ctrl-C)" in deployment.call("status")
 
 
 def rounds_finished(deployment: Deployment) -> int:
@@ -317,6 +338,7 @@ def test_a_killed_coordinator_resumes_among_the_same_nodes_to_the_same_bits(
     wait_for_round(deployment, 1)
     deployment.processes["coordinator"].kill()
     deployment.processes["coordinator"].wait()
+    assert "its process is gone" in deployment.call("status")
     again = deployment.start("coordinator", "coordinator", "--config", "federation.yaml", "--resume")
     assert again.wait(250) == 0, deployment.said("coordinator")
     sites = [{"node_id": node, "data": str(deployment.scenes / folder)} for node, folder in SITES.items()]

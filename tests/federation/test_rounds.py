@@ -437,6 +437,37 @@ def test_a_finished_run_can_be_resumed_to_its_result(tmp_path: Path) -> None:
     assert not log.of("round_started")
 
 
+def test_the_start_is_tested_once_and_changes_no_bit(tmp_path: Path) -> None:
+    plain, log = hold(tmp_path / "plain", **FULL), Log()
+    tested = hold(tmp_path / "tested", test_start=True, emit=log, **FULL)
+    assert tested.weights.value_hash == plain.weights.value_hash
+    start = [event for event in log.of("evaluated") if event["round"] == 0]
+    assert [event["where"] for event in start] == ["A", "B", "C"]
+    order = [event["event"] for event in log.events]
+    assert order.index("row_started") < order.index("evaluated") < order.index("round_started")
+    again = Log()
+    hold(tmp_path / "tested", test_start=True, emit=again, resume=True, **FULL)
+    assert not again.of("evaluated")
+
+
+def test_the_bytes_of_each_node_add_up_to_those_of_the_round(tmp_path: Path) -> None:
+    log = Log()
+    result = hold(tmp_path, test_start=True, emit=log, rounds=3, fraction=0.6)
+    totals = {"bytes_up": 0, "bytes_down": 0}
+    for event in log.of("round_finished"):
+        for way in totals:
+            assert event[way] == sum(of_node[way] for of_node in event["nodes"].values())
+            totals[way] += event[way]
+        assert event["nodes"].keys() == {"A", "B", "C"}, "all are asked to test"
+    assert totals == {"bytes_up": result.bytes_up, "bytes_down": result.bytes_down}
+
+
+def test_a_stop_while_the_start_is_tested_says_that_no_round_is_finished(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted) as caught:
+        hold(tmp_path, test_start=True, stop=lambda: "Ctrl-C")
+    assert "0 of 3 rounds" in str(caught.value)
+
+
 class Vast:
     """A learner of one large tensor, for measuring memory."""
 

@@ -15,7 +15,7 @@ from manyeyes.config import ModelSection
 from manyeyes.errors import ConfigError, RunError
 from manyeyes.federation.admission import Members
 from manyeyes.federation.checkpoint import RoundState, save_checkpoint
-from manyeyes.federation.coordinator import CoordinatorConfig
+from manyeyes.federation.coordinator_config import CoordinatorConfig
 from manyeyes.federation.joined import Joined
 from manyeyes.federation.local import LocalTransport
 from manyeyes.federation.rounds import settings_of

@@ -33,6 +33,7 @@ from starlette.routing import Route
 from manyeyes.errors import ResourceError
 from manyeyes.federation.admission import Member, Members
 from manyeyes.federation.keys import SERVER
+from manyeyes.federation.presence import Presence
 
 __all__ = ["FLEET_PATHS", "KEY_HEADER", "SIGNATURE_HEADER", "TIME_HEADER", "Door", "serve_door"]
 
@@ -81,10 +82,20 @@ class Door:
             Flower does not look at keys.
         authority: certificate of the authority that signed it.
         max_body: most bytes that one request may carry; Flower sends an update in objects of a few megabytes.
+        presence: told who came, how many bytes passed, and what was refused.
     """
 
-    def __init__(self, members: Members, upstream: str, authority: Path, *, max_body: int = 64 * 2**20) -> None:
+    def __init__(
+        self,
+        members: Members,
+        upstream: str,
+        authority: Path,
+        *,
+        max_body: int = 64 * 2**20,
+        presence: Presence | None = None,
+    ) -> None:
         self._members, self._max_body = members, max_body
+        self._presence = presence or Presence()
         trusted = ssl.create_default_context(cafile=str(authority))
         # The authority has signed this one coordinator alone, whose certificate need not name the loopback address.
         trusted.check_hostname = False
@@ -105,7 +116,8 @@ class Door:
         member: Member | None = None
         try:
             member = self._sender(request)
-            return await self._forward(request)
+            self._presence.came(member.node_id, request.url.path)
+            return await self._forward(request, member)
         except _RefusedError as refusal:
             return self._refuse(request, refusal, member)
         except httpx.TransportError:
@@ -137,27 +149,37 @@ class Door:
             raise _RefusedError(401, f"this node's clock differs from the coordinator's by {abs(age):.0f} s", member)
         return member
 
-    async def _forward(self, request: Request) -> Response:
+    async def _forward(self, request: Request, member: Member) -> Response:
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
         headers |= {name: request.headers[name] for name in request.headers if name.startswith("flwr-")}
-        body = self._limited(request)
+        body = self._limited(request, member)
         answer = await self._client.send(
             self._client.build_request("POST", request.url.path, headers=headers, content=body), stream=True
         )
         kind = {"content-type": answer.headers["content-type"]} if "content-type" in answer.headers else {}
         return StreamingResponse(
-            answer.aiter_raw(), status_code=answer.status_code, headers=kind, background=BackgroundTask(answer.aclose)
+            self._counted(answer, member),
+            status_code=answer.status_code,
+            headers=kind,
+            background=BackgroundTask(answer.aclose),
         )
 
-    async def _limited(self, request: Request) -> AsyncIterator[bytes]:
+    async def _counted(self, answer: httpx.Response, member: Member) -> AsyncIterator[bytes]:
+        async for part in answer.aiter_raw():
+            self._presence.carried(member.node_id, "down", len(part))
+            yield part
+
+    async def _limited(self, request: Request, member: Member) -> AsyncIterator[bytes]:
         length = 0
         async for part in request.stream():
             length += len(part)
+            self._presence.carried(member.node_id, "up", len(part))
             if length > self._max_body:
                 raise _RefusedError(413, f"a request may carry at most {self._max_body} bytes")
             yield part
 
     def _refuse(self, request: Request, refusal: _RefusedError, member: Member | None) -> Response:
+        self._presence.refused(refusal.status)
         known = member or refusal.member
         who = known.node_id if known else "somebody unknown"
         where = request.client.host if request.client else "?"

@@ -7,12 +7,10 @@ holds every picture; so all rows pass through the same code at equal epochs a pi
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -32,6 +30,7 @@ from manyeyes.federation.rounds import RowResult, Stop, never, run_rounds
 from manyeyes.federation.side_by_side import Job, run_side_by_side
 from manyeyes.learners.learner import FitPlan, Learner, Metrics, Progress
 from manyeyes.learners.training import cores
+from manyeyes.report.provenance import provenance
 from manyeyes.report.runlog import Emit, RunLog
 from manyeyes.weights import Weights, write_atomically
 
@@ -377,9 +376,7 @@ class Experiment:
                 "value_hash": self.learner.template.weights.value_hash,
             },
             "names": list(self.learner.template.names),
-            "manyeyes": _version("manyeyes"),
-            "torch": _version("torch"),
-            "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+            **provenance(),
             "sites": [_describe_site(site, data) for site, data in self.sites.items()],
             "rows": [
                 {"row": row, "rounds": rounds if nodes else 0, "nodes": ["pooled"] if row == "pooled" else list(nodes)}
@@ -515,10 +512,3 @@ def _rows_of(detections: Detections) -> list[list[float]]:
 
 def _scaled(boxes: Sequence[Sequence[float]], scale: float) -> list[list[float]]:
     return [[*(round(v * scale, 1) for v in box[:4]), *box[4:]] for box in boxes]
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

@@ -108,6 +108,7 @@ def run_rounds(
     stop: Stop = never,
     held_out: HeldOut | None = None,
     settings: Mapping[str, Any] | None = None,
+    test_start: bool = False,
 ) -> RowResult:
     """Hold all rounds of a run.
 
@@ -128,6 +129,8 @@ def run_rounds(
         stop: asked between replies and rounds.
         held_out: tests the global model on pictures the coordinator holds, as often as the nodes test it on theirs.
         settings: further settings that the result depends on (the sites, …); a resume must find them unchanged.
+        test_start: before the first round the nodes test the weights the run starts from, told as round 0. What that
+            sends counts to round 1.
 
     Raises:
         RunError: fewer than `min_nodes` nodes or good updates; another run in `folder`; nothing that can be resumed.
@@ -138,6 +141,8 @@ def run_rounds(
     state = run.open(resume, settings or {})
     resumed_from = state.round if resume and state.round else None
     emit("row_started", nodes=list(transport.nodes()), rounds=federation.rounds, resumed_from=resumed_from)
+    if test_start and not state.round:
+        run.test_start(state)
     while state.round < federation.rounds:
         state = run.hold(state)
     run.close()
@@ -195,6 +200,7 @@ class _Rounds:
         self.came_late: list[tuple[Asked, Reply]] = []
         self.bytes_up = 0
         self.bytes_down = 0
+        self.bytes_of: dict[str, dict[str, int]] = {}
 
     def open(self, resume: bool, settings: Mapping[str, Any]) -> RoundState:
         """The state to go on from; it is on disk when this returns."""
@@ -221,10 +227,14 @@ class _Rounds:
         """A file sorts its tensors; learners see them in the order of the model."""
         return Weights({name: weights[name] for name in self.template.weights})
 
+    def test_start(self, state: RoundState) -> None:
+        """Ask every node to test the weights the run starts from: who gains is measured against them."""
+        self._stop_if_asked(state.round)
+        self._evaluate(state.weights, 0)
+
     def hold(self, state: RoundState) -> RoundState:
         """One round; the state it returns is on disk."""
         self._stop_if_asked(state.round)
-        self.bytes_up = self.bytes_down = 0
         watch = _Stopwatch()
         number = state.round + 1
         cohort = self._cohort(state.round)
@@ -243,7 +253,9 @@ class _Rounds:
         save_checkpoint(self.folder, after)
         watch.lap("checkpoint")
         seconds = {**watch.laps, "total": round(watch.total(), 3)}
-        self.emit("round_finished", round=number, bytes_down=self.bytes_down, bytes_up=self.bytes_up, seconds=seconds)
+        sent = {"bytes_down": self.bytes_down, "bytes_up": self.bytes_up, "nodes": self.bytes_of}
+        self.emit("round_finished", round=number, **sent, seconds=seconds)
+        self.bytes_up, self.bytes_down, self.bytes_of = 0, 0, {}
         return after
 
     def _better(self, best: Best | None, weights: Weights, number: int, score: float | None) -> Best | None:
@@ -396,7 +408,7 @@ class _Rounds:
         imgsz = self.evaluate.imgsz or self.plan.train.imgsz
         plan = EvaluatePlan(split="val", imgsz=imgsz, round=number, personal=self.plan.personal)
         record = evaluate_request(weights, plan, self.form_hash)
-        nodes = self._nodes(number - 1)
+        nodes = self._nodes(max(number - 1, 0))
         # A busy node would come to it only when it is done; the round does not wait for that.
         records = dict.fromkeys(sorted(set(nodes) - self.ledger.busy()), record)
         scores: list[float] = []
@@ -440,7 +452,7 @@ class _Rounds:
         while self.ledger.any_open and not over:
             if kind == FIT:
                 yield from self._take_late()
-            self._stop_if_asked(round)
+            self._stop_if_asked(max(round, 0))
             replies, over = self._receive(ends)
             if over not in (None, _NOTHING_PENDING) and put_off < most and not enough():
                 put_off, over, ends = put_off + 1, None, self._deadline()
@@ -477,6 +489,9 @@ class _Rounds:
         for reply in replies:
             self.bytes_up += reply.bytes_up
             self.bytes_down += reply.bytes_down
+            of_node = self.bytes_of.setdefault(reply.node_id, {"bytes_down": 0, "bytes_up": 0})
+            of_node["bytes_down"] += reply.bytes_down
+            of_node["bytes_up"] += reply.bytes_up
         if ends is not None and now > ends:
             return replies, up
         # A transport that returns nothing well before the time is up has nothing pending (see Transport.receive).

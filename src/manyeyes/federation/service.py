@@ -8,14 +8,22 @@ from pathlib import Path
 from rich.console import Console
 
 from manyeyes.errors import Interrupted, RunError
-from manyeyes.federation.coordinator import CoordinatorConfig, run_coordinator
+from manyeyes.federation.coordinator import require_certificate, run_coordinator
+from manyeyes.federation.coordinator_config import CoordinatorConfig, dump_coordinator_config
+from manyeyes.federation.experiment import CONFIG_FILE
 from manyeyes.federation.launch import stop_signals
+from manyeyes.federation.metrics import CoordinatorMetrics, serve_metrics
 from manyeyes.federation.node import NodeConfig, run_node
+from manyeyes.federation.presence import Presence
+from manyeyes.federation.status import StatusWriter, refuse_second
 from manyeyes.federation.withdrawal import Withdrawal, begin_rebuild, check_nobody_listens, record_withdrawal
 from manyeyes.learners.learner import Progress
+from manyeyes.report.keeper import ReportKeeper
 from manyeyes.report.live import LiveView, total_loss
-from manyeyes.report.runlog import RunLog
+from manyeyes.report.results import write_nodes_results
+from manyeyes.report.runlog import RUNLOG, RunLog
 from manyeyes.report.tensorboard import TensorBoardWriter
+from manyeyes.weights import write_atomically
 
 __all__ = ["serve_coordinator", "serve_node", "withdraw_node"]
 
@@ -24,14 +32,17 @@ def serve_coordinator(config: CoordinatorConfig, *, resume: bool, console: Conso
     """Run a coordinator in the foreground.
 
     Raises:
-        RunError: the run's folder holds a run, and `resume` is False.
+        RunError: the run's folder holds a run, and `resume` is False; another coordinator works in the state folder.
+        ResourceError: the port for metrics is in use.
         ManyeyesError, Interrupted: see `run_coordinator`.
     """
-    path = config.run_folder / "runlog.jsonl"
-    if path.exists() and not resume:
+    require_certificate(config)
+    refuse_second(config.state)
+    folder, path = config.run_folder, config.run_folder / RUNLOG
+    if path.exists() and path.stat().st_size and not resume:
         raise RunError(
             "holds a run already",
-            file=config.run_folder,
+            file=folder,
             cure="Go on with --resume, or start another with --set name=OTHER.",
         )
 
@@ -40,33 +51,30 @@ def serve_coordinator(config: CoordinatorConfig, *, resume: bool, console: Conso
             console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     with stop_signals() as stop, ExitStack() as stack:
+        presence = Presence()
+        status = StatusWriter(config, presence)
+        metrics = CoordinatorMetrics(config, presence, lambda: status.phase)
+        if config.metrics_port is not None:
+            port = stack.enter_context(serve_metrics(metrics, config.metrics_port))
+            tell(f"Metrics for Prometheus: http://127.0.0.1:{port}/metrics")
         log = RunLog(path)
         stack.callback(log.close)
-        log.listeners.append(stack.enter_context(TensorBoardWriter(config.run_folder / "tensorboard")))
+        stack.enter_context(status)
+        log.listeners += [status, metrics, stack.enter_context(ReportKeeper(folder, write_nodes_results))]
+        log.listeners.append(stack.enter_context(TensorBoardWriter(folder / "tensorboard")))
         log.listeners.append(stack.enter_context(LiveView(console, quiet=quiet)))
-        log.emit(
-            "run_started",
-            name=config.name,
-            seed=config.seed,
-            names=list(config.names),
-            sites=[],
-            rows=[{"row": "together", "rounds": config.federation.rounds, "nodes": []}],
-            rows_at_once=1,
-        )
+
+        def listening(port: int) -> None:
+            write_atomically(folder / CONFIG_FILE, dump_coordinator_config(config))
+            status.listening(port)
+            tell(f"Listening on {config.host}:{port}. Waiting for {config.federation.min_nodes} nodes.")
+
         try:
-            run_coordinator(
-                config,
-                log.emit,
-                stop,
-                resume=resume,
-                listening=lambda port: tell(
-                    f"Listening on {config.host}:{port}. Waiting for {config.federation.min_nodes} nodes."
-                ),
-            )
+            run_coordinator(config, log.emit, stop, resume=resume, listening=listening, presence=presence)
         except Interrupted as signal:
             log.emit("interrupted", signal=signal.reason, resume="--resume")
             raise
-    tell(f"The model is {config.run_folder / 'final.safetensors'}, and final.pt beside it.")
+    tell(f"The model is {folder / 'final.safetensors'}, and final.pt beside it. Report: {folder / 'report.html'}")
 
 
 def withdraw_node(

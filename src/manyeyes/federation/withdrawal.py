@@ -19,7 +19,7 @@ from manyeyes.config import ScaffoldSection
 from manyeyes.errors import ConfigError, RunError, WeightsError
 from manyeyes.federation.admission import Members
 from manyeyes.federation.checkpoint import RoundState, check_same_settings, load_checkpoint, read_checkpoint
-from manyeyes.federation.coordinator import CoordinatorConfig
+from manyeyes.federation.coordinator_config import CoordinatorConfig
 from manyeyes.federation.joined import Joined
 from manyeyes.federation.rounds import settings_of
 from manyeyes.learners.models import build_template

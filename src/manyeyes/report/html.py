@@ -1,6 +1,6 @@
 """One page about a run, for the people of its sites: a single HTML file that needs nothing else.
 
-Every piece of the page is a function that returns HTML and is given plain text; `_h` is the only way in for text.
+Every piece of the page is a function that returns HTML and is given plain text; `h` is the only way in for text.
 """
 
 from __future__ import annotations
@@ -8,19 +8,32 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from importlib.resources import files
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
-import yaml
 
 from manyeyes.errors import DataError
+from manyeyes.report.nodes_html import write_nodes_report
+from manyeyes.report.page import (
+    TONES,
+    bar_line,
+    count_word,
+    curves_section,
+    h,
+    how_made_section,
+    hundredths,
+    listed,
+    points_cell,
+    points_text,
+    score_cell,
+    table_card,
+    what_left_section,
+    whole_page,
+)
 from manyeyes.report.pictures import class_colour, draw_detections, found_and_false
-from manyeyes.report.plots import SERIES_DARK, SERIES_LIGHT, draw_plots
-from manyeyes.report.runlog import Event, read_runlog, without_redone
+from manyeyes.report.runlog import Event, is_coordinators, read_runlog, without_redone
 from manyeyes.report.tables import (
     CLASSES_IN_MAIN_TABLE,
     EVEN,
@@ -29,7 +42,6 @@ from manyeyes.report.tables import (
     SiteSummary,
     Summary,
     format_bytes,
-    format_points,
     format_seconds,
     kept_rounds,
     model_label,
@@ -45,8 +57,6 @@ SCORE_SHOWN = 0.25
 _PICTURE_WIDTH = 640
 _JPEG_QUALITY = 84
 _FEW_PICTURES = 100
-_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_TONES = {True: ("good", "▲"), False: ("bad", "▼"), None: ("even", "●")}
 
 
 def write_report(run_folder: Path) -> Path:
@@ -64,6 +74,8 @@ def write_report(run_folder: Path) -> Path:
         ResourceError: matplotlib is missing, or the page cannot be written.
     """
     raw = list(read_runlog(run_folder / "runlog.jsonl"))
+    if is_coordinators(raw):
+        return write_nodes_report(raw, run_folder)
     events, summary = without_redone(raw), summarise(raw)
     examples = _read_examples(run_folder / "examples")
     sections = [
@@ -72,31 +84,14 @@ def write_report(run_folder: Path) -> Path:
         _verdicts(summary),
         _table_section(summary),
         _examples_section(examples, run_folder / "examples", summary.names, _annotated(events, summary.names)),
-        _curves(events),
-        _what_left(events, summary),
+        curves_section(events, "Curves are drawn on validation pictures; the tables above are the final test."),
+        what_left_section(events, summary.together.bytes_up if summary.together else 0),
         _notes(events, summary, has_examples=bool(examples)),
-        _how_made(events, summary, run_folder / "config.yaml"),
+        how_made_section(events, summary.seconds, run_folder / "config.yaml"),
     ]
     path = run_folder / "report.html"
-    write_atomically(path, _page(summary, sections).encode())
+    write_atomically(path, whole_page(summary.name, sections).encode())
     return path
-
-
-def _h(text: object) -> str:
-    return escape(str(text), quote=True)
-
-
-def _page(summary: Summary, sections: Iterable[str]) -> str:
-    css = files("manyeyes.report").joinpath("report.css").read_text(encoding="utf-8")
-    light = "".join(f"--s{i}:{colour};" for i, colour in enumerate(SERIES_LIGHT))
-    dark = "".join(f"--s{i}:{colour};" for i, colour in enumerate(SERIES_DARK))
-    series = f":root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}"
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_h(summary.name or 'Run')} · manyeyes report</title>\n<style>\n{css}{series}\n</style>\n</head>\n"
-        f"<body>\n<main>\n{''.join(sections)}\n</main>\n</body>\n</html>\n"
-    )
 
 
 # -- what happened, in words -------------------------------------------------------------------------------------------
@@ -112,7 +107,7 @@ def _banner(events: Sequence[Event], summary: Summary) -> str:
     open_rows = [model_label(str(r["row"])) for r in planned if str(r["row"]) not in begun]
     later = f" Not begun: {', '.join(open_rows)}." if open_rows else ""
     text = f"This run has not come to its end; what is missing here has not happened yet.{so_far}{later}"
-    return f'<div class="banner" role="note"><p>{_h(text)}</p></div>'
+    return f'<div class="banner" role="note"><p>{h(text)}</p></div>'
 
 
 def _head(events: Sequence[Event], summary: Summary) -> str:
@@ -120,18 +115,18 @@ def _head(events: Sequence[Event], summary: Summary) -> str:
     day = time.strftime("%d %B %Y", time.localtime(began)).lstrip("0") if began else ""
     eyebrow = " · ".join(part for part in ("manyeyes", summary.name, day) if part)
     return (
-        f'<header><p class="eyebrow">{_h(eyebrow)}</p><h1>{_h(_headline(summary))}</h1>'
-        f'<p class="lede">{_h(_lede(summary))}</p></header>{_key_figures(summary)}'
+        f'<header><p class="eyebrow">{h(eyebrow)}</p><h1>{h(_headline(summary))}</h1>'
+        f'<p class="lede">{h(_lede(summary))}</p></header>{_key_figures(summary)}'
     )
 
 
 def _headline(summary: Summary) -> str:
     together = summary.together
     count = len(summary.sites)
-    who, reach = ("the site", "reaches") if count == 1 else (f"the {_count(count)} sites", "reach")
+    who, reach = ("the site", "reaches") if count == 1 else (f"the {count_word(count)} sites", "reach")
     if together is None or together.mixed is None:
         return f"The common model of {who} has not been tested yet."
-    score = f"Together {who} {reach} {_score(together.mixed.map50)} of 100 points"
+    score = f"Together {who} {reach} {hundredths(together.mixed.map50)} of 100 points"
     difference = summary.vs_best_alone(together)
     best = summary.best_alone
     if difference is None or best is None:
@@ -147,7 +142,7 @@ def _lede(summary: Summary) -> str:
     together = summary.together
     sentences = _gains_in_words(summary)
     if together and together.mixed:
-        what = _listed(summary.names)
+        what = listed(summary.names)
         sentences.append(
             f"The score is mAP50, measured on {together.mixed.num_images} test pictures of all sites that no model was "
             f"trained on: it rewards finding and naming every {what} and punishes false alarms; 100 would be perfect."
@@ -173,7 +168,8 @@ def _gains_in_words(summary: Summary) -> list[str]:
         learnt = together.mixed.map50 - untrained.mixed.map50
         if learnt < EVEN:
             sentences.append(
-                f"Training has not helped: the model it began with scores {_score(untrained.mixed.map50)} without it."
+                "Training has not helped: the model it began with scores "
+                f"{hundredths(untrained.mixed.map50)} without it."
             )
     if gains and len(better) == len(gains) > 1:
         sentences.append("Every site is better off than alone.")
@@ -186,14 +182,14 @@ def _key_figures(summary: Summary) -> str:
         return ""
     sent = together.bytes_up / max(len(summary.sites), 1)
     figures = [
-        (_score(together.mixed.map50) if together.mixed else "–", "of 100 (mAP50), the model trained together"),
-        (_points(summary.vs_best_alone(together)), "points against the best site alone"),
-        (_points(summary.together_vs_pooled), "points against all pictures pooled in one place"),
+        (hundredths(together.mixed.map50) if together.mixed else "–", "of 100 (mAP50), the model trained together"),
+        (points_text(summary.vs_best_alone(together)), "points against the best site alone"),
+        (points_text(summary.together_vs_pooled), "points against all pictures pooled in one place"),
         (format_bytes(sent) if together.bytes_up else "–", "left each site on average; no picture did"),
     ]
     return (
         '<dl class="figures">'
-        + "".join(f'<div class="card"><dd>{_h(value)}</dd><dt>{_h(label)}</dt></div>' for value, label in figures)
+        + "".join(f'<div class="card"><dd>{h(value)}</dd><dt>{h(label)}</dt></div>' for value, label in figures)
         + "</dl>"
     )
 
@@ -205,16 +201,16 @@ def _verdicts(summary: Summary) -> str:
     if not summary.sites:
         return ""
     if not summary.sites_tested:
-        return f"<h2>Is each site better off?</h2><p>{_h(NOT_TESTED)}</p>"
+        return f"<h2>Is each site better off?</h2><p>{h(NOT_TESTED)}</p>"
     cards = "".join(_verdict(site) for site in summary.sites)
     intro = "Measured on each site's own test pictures, because that is where its model will work."
     return f'<h2>Is each site better off?</h2><p>{intro}</p><div class="verdicts">{cards}</div>'
 
 
 def _verdict(site: SiteSummary) -> str:
-    tone, mark = _TONES[site.better_off]
+    tone, mark = TONES[site.better_off]
     bars = "".join(
-        _bar(label, value, colour)
+        bar_line(label, value, colour)
         for label, value, colour in (
             ("untrained", site.untrained, "var(--muted)"),
             ("alone", site.alone, "var(--s2)"),
@@ -225,16 +221,9 @@ def _verdict(site: SiteSummary) -> str:
     )
     pictures = f"{site.num_images} test pictures" if site.num_images else "no test pictures"
     return (
-        f'<article class="card verdict {tone}"><h3>Site {_h(site.site)} <small>{pictures}</small></h3>'
-        f'<p class="says"><span class="mark" aria-hidden="true">{mark}</span>{_h(site.verdict)}</p>'
+        f'<article class="card verdict {tone}"><h3>Site {h(site.site)} <small>{pictures}</small></h3>'
+        f'<p class="says"><span class="mark" aria-hidden="true">{mark}</span>{h(site.verdict)}</p>'
         f'<div class="bars">{bars}</div></article>'
-    )
-
-
-def _bar(label: str, value: float, colour: str) -> str:
-    return (
-        f'<span>{_h(label)}</span><div class="bar"><i style="width:{value * 100:.1f}%;--fill:{colour}"></i></div>'
-        f"<b>{value * 100:.1f}</b>"
     )
 
 
@@ -244,7 +233,7 @@ def _table_section(summary: Summary) -> str:
         return ""
     missing = [row.model for row in summary.rows if not row.mixed]
     notes = [kept_rounds(summary) or "", f"Not tested yet: {', '.join(missing)}." if missing else ""]
-    note = "".join(f"<p><small>{_h(text)}</small></p>" for text in notes if text)
+    note = "".join(f"<p><small>{h(text)}</small></p>" for text in notes if text)
     wide = len(summary.names) > CLASSES_IN_MAIN_TABLE
     names = () if wide else summary.names
     head = ["model", *(f"{name} AP50" for name in names), "mAP50", "mAP50-95", "vs best alone", "time"]
@@ -254,43 +243,27 @@ def _table_section(summary: Summary) -> str:
         "<h2>All models on the same pictures</h2>"
         "<p>The test pictures of all sites together. AP50 is the score for one kind of object; mAP50 is their mean; "
         "mAP50-95 also asks how tightly the boxes fit.</p>"
-        f"{_table(head, body)}{classes}{note}"
+        f"{table_card(head, body)}{classes}{note}"
     )
-
-
-def _table(head: Sequence[str], body: str) -> str:
-    cells = "".join(f"<th>{_h(cell)}</th>" for cell in head)
-    return f'<div class="card scroll"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _class_table(summary: Summary, rows: Sequence[RowSummary]) -> str:
     body = ""
     for name in summary.names:
         values = [row.mixed.ap50.get(name) if row.mixed else None for row in rows]
-        body += f"<tr><th>{_h(name)}</th>{''.join(map(_cell, values))}</tr>"
-    return _table(["AP50", *(row.model for row in rows)], body)
-
-
-def _cell(value: float | None) -> str:
-    return "<td>–</td>" if value is None else f"<td>{value:.3f}</td>"
+        body += f"<tr><th>{h(name)}</th>{''.join(map(score_cell, values))}</tr>"
+    return table_card(["AP50", *(row.model for row in rows)], body)
 
 
 def _table_row(summary: Summary, row: RowSummary, names: Sequence[str]) -> str:
     mixed = row.mixed
     values = [mixed.ap50.get(name) if mixed else None for name in names]
     values += [mixed.map50, mixed.map50_95] if mixed else [None, None]
-    cells = "".join(map(_cell, values))
+    cells = "".join(map(score_cell, values))
     difference = summary.vs_best_alone(row)
-    versus = "<td>best alone</td>" if row is summary.best_alone else _points_cell(difference)
+    versus = "<td>best alone</td>" if row is summary.best_alone else points_cell(difference)
     kind = ' class="us"' if row.row == "together" else ""
-    return f"<tr{kind}><th>{_h(row.model)}</th>{cells}{versus}<td>{format_seconds(row.seconds)}</td></tr>"
-
-
-def _points_cell(difference: float | None) -> str:
-    if difference is None:
-        return "<td>–</td>"
-    tone = "even" if abs(difference) < 0.0005 else "up" if difference > 0 else "down"
-    return f'<td class="{tone}">{_points(difference)}</td>'
+    return f"<tr{kind}><th>{h(row.model)}</th>{cells}{versus}<td>{format_seconds(row.seconds)}</td></tr>"
 
 
 # -- pictures and curves -----------------------------------------------------------------------------------------------
@@ -327,7 +300,7 @@ def _examples_section(
     if not shown:
         return f"{title}<p>This run kept no example pictures.</p>"
     legend = "".join(
-        f'<li><i style="background:rgb{class_colour(i)}"></i>{_h(name)}</li>' for i, name in enumerate(names)
+        f'<li><i style="background:rgb{class_colour(i)}"></i>{h(name)}</li>' for i, name in enumerate(names)
     )
     return (
         f"{title}<p>Test pictures as a site's own model and the common model see them; "
@@ -350,7 +323,7 @@ def _example(example: Mapping[str, Any], folder: Path, names: Sequence[str], ann
     pair = "".join(_seen(image, truth, example["rows"][row], model_label(row), names, known) for row in rows)
     name = f"Site {example['site']}"
     return (
-        f'<figure class="card example"><figcaption><h3>{_h(name)}</h3><small>{_h(example["image"])}</small>'
+        f'<figure class="card example"><figcaption><h3>{h(name)}</h3><small>{h(example["image"])}</small>'
         f'</figcaption><div class="pair">{pair}</div></figure>'
     )
 
@@ -371,9 +344,9 @@ def _seen(
     counts = f"{sum(found)} of {len(truth)} found" if truth else "nothing to find here"
     counts += f", {false} false alarm{'' if false == 1 else 's'}" if false else ""
     return (
-        f'<div><img loading="lazy" alt="{_h(f"{model}: {counts}")}" src="data:image/jpeg;base64,{data}" '
+        f'<div><img loading="lazy" alt="{h(f"{model}: {counts}")}" src="data:image/jpeg;base64,{data}" '
         f'width="{drawn.shape[1]}" height="{drawn.shape[0]}">'
-        f"<p><b>{_h(model)}</b> <small>{_h(counts)}</small></p></div>"
+        f"<p><b>{h(model)}</b> <small>{h(counts)}</small></p></div>"
     )
 
 
@@ -381,53 +354,7 @@ def _scaled(box: Sequence[float], scale: float) -> list[float]:
     return [*(value * scale for value in box[:4]), *box[4:]]
 
 
-def _curves(events: Sequence[Event]) -> str:
-    plots = draw_plots(events)
-    if not plots:
-        return "<h2>How it went</h2><p>No round is finished yet, so there are no curves.</p>"
-    figures = "".join(
-        f'<figure class="card" role="img" aria-label="{_h(plot.title)}"><figcaption><h3>{_h(plot.title)}</h3>'
-        f"<p>{_h(plot.note)}</p></figcaption>{plot.svg}</figure>"
-        for plot in plots
-    )
-    intro = "Curves are drawn on validation pictures; the tables above are the final test."
-    return f'<h2>How it went</h2><p>{intro}</p><div class="plots">{figures}</div>'
-
-
-# -- what left each site -----------------------------------------------------------------------------------------------
-
-
-def _what_left(events: Sequence[Event], summary: Summary) -> str:
-    updates = [e for e in events if e["event"] == "update_received" and e.get("row") == "together"]
-    title = "<h2>What left each site</h2>"
-    if not updates:
-        return f"{title}<p>No update of the row “together” has been received.</p>"
-    nodes = list(dict.fromkeys(str(e["node"]) for e in updates))
-    body = "".join(_left_row(node, [e for e in updates if str(e["node"]) == node]) for node in nodes)
-    total = summary.together.bytes_up if summary.together else 0
-    others = total - sum(int(e["bytes"]) for e in updates)
-    rest = f" Answers with test results make up the other {format_bytes(others)}." if others > 0 else ""
-    return (
-        f"{title}<p>While training together. An update holds the changes of the model's weights (and with SCAFFOLD "
-        "of the site's mean gradient) and the numbers named beside it. Pictures, boxes and file names are no part of "
-        "any message.</p>"
-        '<div class="card scroll"><table><thead><tr><th>site</th><th>updates</th><th>bytes</th><th>each</th>'
-        '<th>pictures</th><th class="words">numbers sent along</th></tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-        f"<p><small>{format_bytes(total)} in all went up, counted as sent.{rest}</small></p>"
-    )
-
-
-def _left_row(node: str, updates: Sequence[Event]) -> str:
-    size = sum(int(e["bytes"]) for e in updates)
-    numbers = [
-        "number of training pictures used",
-        *dict.fromkeys(name for e in updates for name in e.get("metrics", {})),
-    ]
-    return (
-        f"<tr><th>{_h(node)}</th><td>{len(updates)}</td><td>{format_bytes(size)}</td>"
-        f'<td>{format_bytes(size / len(updates))}</td><td>0</td><td class="words">{_h(", ".join(numbers))}</td></tr>'
-    )
+# -- what to bear in mind ----------------------------------------------------------------------------------------------
 
 
 def _notes(events: Sequence[Event], summary: Summary, *, has_examples: bool) -> str:
@@ -471,82 +398,4 @@ def _notes(events: Sequence[Event], summary: Summary, *, has_examples: bool) -> 
     )
     if has_examples:
         notes.append("This page shows test pictures of the sites. Ask them before you pass it on.")
-    return f'<h2>Read this with care</h2><ul class="notes">{"".join(f"<li>{_h(note)}</li>" for note in notes)}</ul>'
-
-
-# -- how it was made ---------------------------------------------------------------------------------------------------
-
-
-def _how_made(events: Sequence[Event], summary: Summary, config: Path) -> str:
-    started = next((e for e in reversed(events) if e["event"] == "run_started"), {})
-    machine = started.get("machine")
-    facts = {
-        "model": _template_facts(started.get("template")),
-        "classes": ", ".join(summary.names),
-        "sites": "; ".join(_site_facts(site) for site in started.get("sites", ())),
-        "seed": summary.seed,
-        "time": format_seconds(summary.seconds),
-        "manyeyes": started.get("manyeyes"),
-        "torch": started.get("torch"),
-        "machine": ", ".join(f"{k} {v}" for k, v in machine.items()) if isinstance(machine, dict) else machine,
-    }
-    listed = "".join(
-        f"<dt>{_h(key)}</dt><dd>{_h(value)}</dd>" for key, value in facts.items() if value not in (None, "")
-    )
-    text = _config_text(config)
-    block = (
-        f'<div class="card"><pre>{_h(text)}</pre></div>' if text else "<p>config.yaml is missing in this folder.</p>"
-    )
-    intro = "Everything that is needed to do it again, but for the folders of the sites."
-    return f'<h2>How it was made</h2><p>{intro}</p><dl class="facts">{listed}</dl>{block}'
-
-
-def _template_facts(template: Any) -> str:
-    if not isinstance(template, Mapping):
-        return str(template or "")
-    facts = [str(template.get("architecture", ""))]
-    if template.get("weights"):
-        facts.append(f"starting from {Path(str(template['weights'])).name}")
-    if template.get("value_hash"):
-        facts.append(f"whose hash is {str(template['value_hash'])[:12]}")
-    return ", ".join(fact for fact in facts if fact)
-
-
-def _site_facts(site: Mapping[str, Any]) -> str:
-    pictures = ", ".join(f"{count} {split}" for split, count in site.get("pictures", {}).items())
-    annotates = ", ".join(site.get("annotates", ()))
-    return f"{site['node_id']}: {pictures}" + (f", annotates {annotates}" if annotates else "")
-
-
-def _config_text(path: Path) -> str:
-    """The configuration without the folders it names: where a site keeps its pictures is nobody else's business."""
-    if not path.exists():
-        return ""
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        return ""
-    for key in ("data_root", "output"):
-        values.pop(key, None)
-    places = [(site, "data") for site in values.get("sites", ())] + [(values.get("model", {}), "weights")]
-    for section, key in places:
-        if key in section:
-            section[key] = Path(str(section[key])).name
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip()
-
-
-def _score(value: float) -> str:
-    return f"{value * 100:.0f}"
-
-
-def _points(difference: float | None) -> str:
-    return "–" if difference is None else format_points(difference)
-
-
-def _count(number: int) -> str:
-    return _NUMBERS[number] if number < len(_NUMBERS) else str(number)
-
-
-def _listed(names: Sequence[str]) -> str:
-    if not names or len(names) > 4:
-        return "object"
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f'<h2>Read this with care</h2><ul class="notes">{"".join(f"<li>{h(note)}</li>" for note in notes)}</ul>'

@@ -97,6 +97,8 @@ class Narrator:
     def _evaluated(self, event: Event) -> list[str]:
         where, map50 = str(event["where"]), float(event["metrics"]["map50"])
         number = f" round {event['round']}" if event.get("round") else ""
+        if event.get("round") == 0 and event["split"] == "val":
+            number = " at the start"
         if event["split"] == "val":
             self._map50[str(event.get("row", "")), where] = map50
         place = "the pictures of all sites" if where in (MIXED, "pooled") else f"{where}'s pictures"

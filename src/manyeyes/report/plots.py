@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from manyeyes.errors import ResourceError
-from manyeyes.report.runlog import Event, without_redone
+from manyeyes.report.nodes import summarise_nodes
+from manyeyes.report.runlog import Event, is_coordinators, losses_of_update, without_redone
 from manyeyes.report.tables import MIXED, Summary, model_label, summarise
 
 __all__ = ["SERIES_DARK", "SERIES_LIGHT", "Plot", "draw_plots", "save_plots"]
@@ -26,6 +27,8 @@ _INK, _MUTED, _GRID = "#1c2430", "#5b6675", "#dfe4ea"
 _FIRST_OF_SITES = 2
 _SITES_SIDE_BY_SIDE = 4
 _LEAST_SPAN = 0.1
+# Dots of more rounds than this run into one thick line.
+_MOST_MARKED = 40
 _DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 
 _WIDTH, _HEIGHT = 4.5, 2.7
@@ -126,7 +129,9 @@ class _Data:
     def __init__(self, events: Sequence[Event]) -> None:
         self.summary: Summary = summarise(events)
         self.started: Event = next((e for e in reversed(events) if e["event"] == "run_started"), {})
-        self.sites = [site.site for site in self.summary.sites]
+        self.nodes = summarise_nodes(events) if is_coordinators(events) else None
+        """Who took part, of a coordinator's run."""
+        self.sites = [n.node for n in self.nodes.nodes] if self.nodes else [s.site for s in self.summary.sites]
         self.rows = [row.row for row in self.summary.rows]
         self._events = events
 
@@ -232,7 +237,7 @@ def _draw_classes(figure: Any, data: _Data) -> bool:
 
 
 def _draw_losses(figure: Any, data: _Data) -> bool:
-    fits = data.of("epoch_finished", "together")
+    fits = data.of("epoch_finished", "together") or _fits_of_updates(data)
     all_names = list(dict.fromkeys(name for e in fits for name in e["losses"]))
     names = ([name for name in all_names if name != "loss"] or all_names)[:4]
     if not names:
@@ -242,14 +247,51 @@ def _draw_losses(figure: Any, data: _Data) -> bool:
     for axes, name in zip(all_axes, names, strict=True):
         for node in nodes:
             points = [(_epochs_so_far(e), e["losses"][name]) for e in fits if str(e["node"]) == node]
-            axes.plot(
-                *zip(*points, strict=True), color=data.colour(node), linestyle=data.dash(node), label=_short(node)
-            )
+            alone = "o" if len(points) == 1 else None
+            style = {"color": data.colour(node), "linestyle": data.dash(node), "marker": alone}
+            axes.plot(*zip(*points, strict=True), **style, label=_short(node))
         axes.set_title(_short(name))
         _whole_rounds(axes)
-        axes.set_xlabel("epoch")
+        axes.set_xlabel("round" if data.nodes else "epoch")
     handles, labels = all_axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=min(len(labels), 5), handlelength=1.2)
+    return True
+
+
+def _fits_of_updates(data: _Data) -> list[Event]:
+    """A coordinator hears of no epochs: what came with an update stands for its fit."""
+    updates = data.of("update_received", "together")
+    return [{**e, "epoch": 1, "epochs": 1, "losses": losses_of_update(e)} for e in updates]
+
+
+def _draw_taking_part(figure: Any, data: _Data) -> bool:
+    """A row for each node, a cell for each round."""
+    if data.nodes is None or not any(node.asked for node in data.nodes.nodes):
+        return False
+    from matplotlib.patches import Patch
+
+    nodes = data.nodes.nodes
+    axes = figure.subplots()
+    merged, lost, running = SERIES_LIGHT[0], SERIES_LIGHT[5], _MUTED
+    for y, node in enumerate(nodes):
+        for rounds, colour in (
+            (node.merged, merged),
+            ([r for r in node.refused if r not in node.merged], lost),
+            ([r for r in node.asked if r not in node.merged and r not in node.refused], running),
+        ):
+            axes.broken_barh([(r - 0.44, 0.88) for r in rounds], (y - 0.3, 0.6), facecolors=colour)
+    axes.set_yticks(range(len(nodes)), [_short(node.node) for node in nodes])
+    axes.set_ylim(len(nodes) - 0.5, -0.5)
+    axes.set_xlim(0.5, max(max(node.asked, default=1) for node in nodes) + 0.5)
+    axes.set_xlabel("round")
+    axes.grid(visible=False)
+    _whole_rounds(axes)
+    handles = [Patch(color=merged, label="update merged")]
+    if any(node.refused.keys() - set(node.merged) for node in nodes):
+        handles.append(Patch(color=lost, label="not merged"))
+    if any(set(node.asked) - set(node.merged) - node.refused.keys() for node in nodes):
+        handles.append(Patch(color=running, label="at work, or cut off"))
+    figure.legend(handles=handles, loc="outside upper left", ncols=3, handlelength=1)
     return True
 
 
@@ -337,7 +379,7 @@ def _line(axes: Any, curve: Mapping[int, float], data: _Data, row: str, *, stron
             list(curve.values()),
             color=data.colour(row),
             linestyle=data.dash(row),
-            marker="o",
+            marker="o" if len(curve) <= _MOST_MARKED else None,
             linewidth=2.6 if strong else 1.6,
             markersize=5 if strong else 3.2,
             zorder=3 if strong else 2,
@@ -447,6 +489,10 @@ def _by_class_and_site(data: _Data) -> float:
     return max(1.7, 1.0 + 0.2 * len(data.summary.names) * max(len(data.sites), 1))
 
 
+def _by_node(data: _Data) -> float:
+    return max(1.5, 1.1 + 0.26 * len(data.sites))
+
+
 def _by_site(data: _Data) -> float:
     return 0.7 + 2.1 * -(-max(len(data.sites), 1) // 3)
 
@@ -455,7 +501,8 @@ _PLOTS: tuple[tuple[str, str, str, Callable[[Any, _Data], bool], Callable[[_Data
     (
         "rounds",
         "Quality, round by round",
-        "On validation pictures of the sites (“together”: of all of them). 1 would be perfect.",
+        "On validation pictures of the sites (“together”: of all of them, each site counted once where they cannot be "
+        "tested as one set). 1 would be perfect.",
         _draw_rounds,
         _fixed,
     ),
@@ -465,6 +512,13 @@ _PLOTS: tuple[tuple[str, str, str, Callable[[Any, _Data], bool], Callable[[_Data
         "On each site's own validation pictures; each site has its own scale.",
         _draw_sites,
         _by_site,
+    ),
+    (
+        "taking-part",
+        "Who took part",
+        "Whose update went into which round.",
+        _draw_taking_part,
+        _by_node,
     ),
     (
         "classes",

@@ -2,7 +2,8 @@
 
     event            fields besides time (seconds since 1970) and row ("untrained", "alone-A", "together", "pooled")
     run_started      name, seed, template, names, manyeyes, torch, machine, rows_at_once, sites: [{node_id, annotates,
-                     pictures: {split: n}, objects: {split: {class: n}}}], rows: [{row, rounds, nodes}]
+                     pictures: {split: n}, objects: {split: {class: n}}}], rows: [{row, rounds, nodes}]; of a
+                     coordinator also held_by: "coordinator", and no sites: it sees none of their pictures
     views_planned    views (of each picture), bytes: {row: most that its views take on the disk}; before any is written
     row_started      nodes, rounds, resumed_from (last round that was kept, or null)
     round_started    round, cohort
@@ -12,7 +13,8 @@
     update_late      round, node, reason: missed the deadline; its update is merged in the round in which it comes
     update_refused   round, node, reason
     evaluated        round, where ("A", …, "mixed"), split ("val", "test"), metrics (Metrics.to_dict())
-    round_finished   round, bytes_down, bytes_up, seconds: {fit, merge, evaluate, checkpoint, total}
+    round_finished   round, bytes_down, bytes_up, nodes: {node: {bytes_down, bytes_up}}, seconds: {fit, merge,
+                     evaluate, checkpoint, total}
     row_finished     bytes_down, bytes_up, seconds, kept (round whose weights the row ends with), score (its mean
                      mAP50 on the sites' validation pictures if it was kept as the best, or null)
     run_finished     summary
@@ -22,7 +24,8 @@
     interrupted      signal, resume
     progress         as learners.Progress; shown, never written
 
-`round` counts from 1 here, as people count; `evaluated` with split "test" is the final test, of the round that is kept.
+`round` counts from 1 here, as people count; `evaluated` with split "test" is the final test, of the round that is kept,
+and with round 0 of the weights that the run begins with.
 `rows` in run_started lists the rows in the order they are trained; a resumed run writes run_started once more, and
 row_started with `resumed_from` for the row that goes on, so that what it repeats counts once (`without_redone`).
 """
@@ -38,7 +41,19 @@ from typing import Any
 
 from manyeyes.errors import ResourceError, RunError
 
-__all__ = ["Emit", "Event", "RunLog", "append_event", "read_runlog", "remove_unfinished_line", "without_redone"]
+__all__ = [
+    "COORDINATOR",
+    "RUNLOG",
+    "Emit",
+    "Event",
+    "RunLog",
+    "append_event",
+    "is_coordinators",
+    "losses_of_update",
+    "read_runlog",
+    "remove_unfinished_line",
+    "without_redone",
+]
 
 Emit = Callable[..., None]
 """``emit(event, **fields)``: how every room reports what happens, without knowing who listens."""
@@ -46,7 +61,14 @@ Emit = Callable[..., None]
 Event = dict[str, Any]
 """One line of the log as a dictionary; `event` names its kind."""
 
+RUNLOG = "runlog.jsonl"
+"""Its name in a run's folder."""
+
+COORDINATOR = "coordinator"
+"""`held_by` of a run whose nodes are on machines of their own."""
+
 _SHOWN_ONLY = frozenset({"progress"})
+_LOSS = "loss_"
 
 
 class RunLog:
@@ -116,6 +138,24 @@ def read_runlog(path: Path) -> Iterator[Event]:
         for number, line in enumerate(file, start=1):
             if line.endswith(b"\n"):
                 yield _parse(line, path, number)
+
+
+def is_coordinators(events: Iterable[Event]) -> bool:
+    """Whether a coordinator held the run, so that all it knows of pictures is what the nodes told."""
+    return any(event.get("held_by") == COORDINATOR for event in events if event["event"] == "run_started")
+
+
+def losses_of_update(event: Event) -> dict[str, float]:
+    """The mean losses of a fit as its node told them with the update; of epochs a coordinator hears nothing.
+
+    >>> losses_of_update({"metrics": {"loss": 2.0, "loss_box": 1.5, "loss_cls": 0.5, "seconds": 3.1}})
+    {'loss': 2.0, 'box': 1.5, 'cls': 0.5}
+    """
+    return {
+        name.removeprefix(_LOSS): value
+        for name, value in event.get("metrics", {}).items()
+        if name == "loss" or name.startswith(_LOSS)
+    }
 
 
 def without_redone(events: Iterable[Event]) -> list[Event]:

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from manyeyes.learners.learner import Metrics
-from manyeyes.report.runlog import Event, without_redone
+from manyeyes.report.runlog import Event, losses_of_update, without_redone
 from manyeyes.weights import write_atomically
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "kept_rounds",
     "model_label",
     "render_main_table",
+    "seconds_at_work",
     "summarise",
     "write_metrics_csv",
 ]
@@ -277,7 +278,7 @@ def summarise(events: Iterable[Event]) -> Summary:
     started = next((e for e in reversed(counted) if e["event"] == "run_started"), {})
     site_ids = [str(site["node_id"]) for site in started.get("sites", ())]
     rows = tuple(
-        _summarise_row(name, [e for e in counted if e.get("row") == name], _seconds(raw, name))
+        _summarise_row(name, [e for e in counted if e.get("row") == name], seconds_at_work(raw, name))
         for name in _ordered({str(e["row"]) for e in counted if e.get("row") is not None}, site_ids)
     )
     tested = {where for row in rows for where in row.tests} - {MIXED}
@@ -288,7 +289,7 @@ def summarise(events: Iterable[Event]) -> Summary:
         names=tuple(started.get("names", ())) or _names_in(rows),
         rows=rows,
         sites=tuple(_summarise_site(site, {row.row: row for row in rows}) for site in sites),
-        seconds=_seconds(raw),
+        seconds=seconds_at_work(raw),
         finished=bool(counted) and counted[-1]["event"] == "run_finished",
     )
 
@@ -296,14 +297,17 @@ def summarise(events: Iterable[Event]) -> Summary:
 def write_metrics_csv(events: Iterable[Event], path: Path) -> None:
     """Write every metric of a run, one a line: row, round, where, split, class, metric, value.
 
-    Metrics are map50, map50_95, ap50, ap (0 to 1), and loss_* (split "train", the mean over a round's last epoch).
+    Metrics are map50, map50_95, ap50, ap (0 to 1), and loss_* (split "train", the mean over a round's last epoch; for
+    a coordinator, which hears of no epochs, the mean that came with the update).
 
     Raises:
         ResourceError: the file cannot be written.
     """
     lines: dict[tuple[Any, ...], float] = {}
-    for event in without_redone(events):
-        for key, value in _csv_lines(event):
+    counted = without_redone(events)
+    told_by_epoch = any(event["event"] == "epoch_finished" for event in counted)
+    for event in counted:
+        for key, value in _csv_lines(event, told_by_epoch):
             lines[key] = value
     text = io.StringIO(newline="")
     writer = csv.writer(text)
@@ -332,7 +336,7 @@ def render_main_table(summary: Summary, console: Console) -> None:
     console.print(_cost_line(summary), markup=False, highlight=False)
 
 
-def _csv_lines(event: Event) -> Iterator[tuple[tuple[Any, ...], float]]:
+def _csv_lines(event: Event, told_by_epoch: bool) -> Iterator[tuple[tuple[Any, ...], float]]:
     at = (event.get("row", ""), event.get("round", ""))
     if event["event"] == "evaluated":
         metrics, place = event["metrics"], (event["where"], event["split"])
@@ -344,6 +348,9 @@ def _csv_lines(event: Event) -> Iterator[tuple[tuple[Any, ...], float]]:
     elif event["event"] == "epoch_finished":
         for name, value in event["losses"].items():
             yield (*at, event["node"], "train", "", f"loss_{name}"), value
+    elif event["event"] == "update_received" and not told_by_epoch:
+        for name, value in losses_of_update(event).items():
+            yield (*at, event["node"], "train", "", f"loss_{name}"), value
 
 
 def _ordered(rows: set[str], site_ids: Sequence[str]) -> list[str]:
@@ -353,7 +360,7 @@ def _ordered(rows: set[str], site_ids: Sequence[str]) -> list[str]:
     return [row for row in (*known, *others, *last) if row in rows]
 
 
-def _seconds(events: Iterable[Event], row: str | None = None) -> float:
+def seconds_at_work(events: Iterable[Event], row: str | None = None) -> float:
     """Time from a session's first event to its last, over all sessions of a run; of one row, or of all.
 
     What lies before a new session is a pause.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from manyeyes.errors import ResourceError
-from manyeyes.report.runlog import Event
+from manyeyes.report.runlog import Event, losses_of_update
 
 __all__ = ["TensorBoardWriter"]
 
@@ -15,9 +15,10 @@ __all__ = ["TensorBoardWriter"]
 class TensorBoardWriter:
     """A listener for `RunLog` that writes scalars to ``folder/ROW``.
 
-    Tags, all by round: ``loss/NODE/NAME`` (mean over the round's last epoch), ``mAP50/WHERE``, ``mAP50-95/WHERE``,
-    ``AP50/WHERE/CLASS``, ``bytes/up`` and ``bytes/down``; the final test under ``test/``. A row that is resumed goes
-    on in the same folder, and TensorBoard is told to forget what the interrupted session wrote after its checkpoint.
+    Tags, all by round: ``loss/NODE/NAME`` (mean over the round's last epoch, or, where nobody tells of epochs, as it
+    came with the update), ``mAP50/WHERE``, ``mAP50-95/WHERE``, ``AP50/WHERE/CLASS``, ``bytes/up`` and ``bytes/down``;
+    the final test under ``test/``. A row that is resumed goes on in the same folder, and TensorBoard is told to forget
+    what the interrupted session wrote after its checkpoint.
 
     Args:
         folder: usually ``runs/NAME/tensorboard``.
@@ -30,6 +31,7 @@ class TensorBoardWriter:
         self._folder = folder
         self._files = _EventFiles()
         self._rounds: dict[str, int] = {}
+        self._told_by_epoch = False
 
     def __enter__(self) -> Self:
         return self
@@ -58,9 +60,15 @@ class TensorBoardWriter:
 
     def _scalars(self, event: Event) -> Iterator[tuple[str, int, float]]:
         kind = event["event"]
-        if kind == "epoch_finished" and event["epoch"] >= event["epochs"]:
+        if kind == "epoch_finished":
+            self._told_by_epoch = True
+            if event["epoch"] < event["epochs"]:
+                return
             # One unit of steps for all tags: TensorBoard forgets by step, whatever the tag.
             for name, value in event["losses"].items():
+                yield f"loss/{event['node']}/{name}", int(event["round"]), value
+        elif kind == "update_received" and not self._told_by_epoch:
+            for name, value in losses_of_update(event).items():
                 yield f"loss/{event['node']}/{name}", int(event["round"]), value
         elif kind == "round_finished":
             for way in ("up", "down"):
@@ -69,7 +77,8 @@ class TensorBoardWriter:
             yield from self._metrics(event)
 
     def _metrics(self, event: Event) -> Iterator[tuple[str, int, float]]:
-        step = int(event.get("round") or self._rounds.get(str(event["row"]), 0))
+        told = event.get("round")
+        step = self._rounds.get(str(event["row"]), 0) if told is None else int(told)
         prefix = "test/" if event["split"] == "test" else ""
         where, metrics = event["where"], event["metrics"]
         yield f"{prefix}mAP50/{where}", step, metrics["map50"]
