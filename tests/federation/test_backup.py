@@ -149,7 +149,7 @@ def test_checkpoints_that_are_replaced_meanwhile_are_taken_anew(
         found = list(listed(folder))
         if first and folder == run:
             first = False
-            for path in sorted((run / "checkpoints").iterdir(), reverse=True):
+            for path in sorted((run / "checkpoints").glob("round-*"), reverse=True):
                 path.rename(path.with_name(f"round-{int(path.stem[-4:]) + 2:04d}.safetensors"))
         return iter(found)
 
@@ -157,7 +157,7 @@ def test_checkpoints_that_are_replaced_meanwhile_are_taken_anew(
     make_backup(tmp_path / "x.tar", state, run)
     _, folder = restore_backup(tmp_path / "x.tar", tmp_path / "new", tmp_path / "elsewhere")
     assert folder
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+    assert sorted(path.name for path in (folder / "checkpoints").glob("round-*")) == [
         "round-0003.safetensors",
         "round-0004.safetensors",
     ]
