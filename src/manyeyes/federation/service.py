@@ -10,6 +10,7 @@ from manyeyes.errors import Interrupted, RunError
 from manyeyes.federation.coordinator import CoordinatorConfig, run_coordinator
 from manyeyes.federation.launch import stop_signals
 from manyeyes.federation.node import NodeConfig, run_node
+from manyeyes.federation.node_status import NodeStatus
 from manyeyes.learners.learner import Progress
 from manyeyes.report.live import LiveView, total_loss
 from manyeyes.report.runlog import RunLog
@@ -67,8 +68,14 @@ def serve_coordinator(config: CoordinatorConfig, *, resume: bool, console: Conso
     tell(f"The model is {config.run_folder / 'final.safetensors'}, and final.pt beside it.")
 
 
-def serve_node(config: NodeConfig, *, console: Console, quiet: bool = False) -> None:
+def serve_node(config: NodeConfig, *, status: NodeStatus | None = None, console: Console, quiet: bool = False) -> None:
     """Run a node in the foreground until Ctrl-C or SIGTERM; both end it after the request it is at.
+
+    Args:
+        config: of the node.
+        status: kept up to date.
+        console: where progress is shown.
+        quiet: show no progress.
 
     Raises:
         ManyeyesError: see `run_node`.
@@ -88,5 +95,5 @@ def serve_node(config: NodeConfig, *, console: Console, quiet: bool = False) -> 
         def ready(pictures: int) -> None:
             tell(f"[Node {config.node_id}] {pictures} pictures to train on; joining {config.coordinator_url}")
 
-        run_node(config, stop, ready=lambda data: ready(len(data.split("train"))), progress=progress)
+        run_node(config, stop, status=status, ready=lambda data: ready(len(data.split("train"))), progress=progress)
     tell(f"[Node {config.node_id}] stopped")
