@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import cast
 from urllib.parse import urlsplit
 
-from pydantic import ByteSize, Field, field_validator
+from pydantic import ByteSize, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from manyeyes.config import NODE_ID_PATTERN, Section, read_values, validate
 from manyeyes.datasets import Dataset
@@ -101,6 +102,14 @@ class NodeConfig(Section):
                 " configuration of `manyeyes advise` and `manyeyes run`, under sites"
             )
         return value
+
+    @field_validator("bytes_per_day", mode="wrap")
+    @classmethod
+    def _is_a_size(cls, value: object, read: ValidatorFunctionWrapHandler) -> ByteSize | None:
+        try:
+            return cast("ByteSize | None", read(value))
+        except ValidationError as error:
+            raise ValueError(f"must be a number of bytes such as '2 GB' or '500 MB', got {value!r}") from error
 
     @field_validator("hours")
     @classmethod
@@ -283,7 +292,7 @@ class _Node:
                 # Flower's process ends when the coordinator refuses its key or is away for long; the node stays.
                 if not met and isinstance(error, (ConfigError, ProtocolError)):
                     raise
-                self._say(f"{error} Trying again.")
+                self._say(f"{error} (trying again)")
                 self._rest(stop)
 
     def _greet(self) -> None:
