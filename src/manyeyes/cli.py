@@ -38,8 +38,8 @@ app.add_typer(coordinator_app, name="coordinator")
 node_app = typer.Typer(
     invoke_without_command=True,
     help="Take part with this site's pictures: join a coordinator and train whenever it asks, until Ctrl-C.\n\n"
-    "Options win over the environment (MANYEYES_NODE_ID for node_id, and so on for every key), and the environment over "
-    "the file.",
+    "Options win over the environment (MANYEYES_NODE_ID for node_id, and so on for every key), and the environment "
+    "over the file.",
     rich_markup_mode="markdown",
     epilog="Examples: `manyeyes node --config node.yaml --node-id A --port 5001`  ·  "
     "`manyeyes node --config node.yaml --hours 22:00-06:00 --memory 4 --bytes-per-day 2GB`  ·  "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from manyeyes.federation.coordinator import load_coordinator_config
 from manyeyes.federation.flower import _packed, _unpacked, fab
 from manyeyes.federation.launch import launch
 from manyeyes.federation.node import load_node_config
+from manyeyes.federation.traffic import TRAFFIC
 from manyeyes.federation.transport import Record
 from manyeyes.report.runlog import read_runlog
 from manyeyes.weights import load_weights
@@ -280,3 +282,26 @@ def test_a_killed_coordinator_resumes_among_the_same_nodes_to_the_same_bits(
     launch(local, quiet=True)
     ours = load_weights(tmp_path / "runs" / "first" / "final.safetensors")[0]
     assert ours.value_hash == load_weights(local.run_folder / "rows" / "together" / "final.safetensors")[0].value_hash
+
+
+@pytest.mark.slow
+def test_a_node_goes_away_before_its_bytes_of_the_day_are_exceeded_and_its_last_answer_arrives(
+    deployment: Deployment,
+) -> None:
+    faster = ["--set", "federation.rounds=3", "--set", "federation.min_nodes=1", "--set", "federation.deadline=60"]
+    coordinator = deployment.start("coordinator", "coordinator", "--config", "federation.yaml", *faster)
+    data = str(deployment.scenes / SITES["A"])
+    most = 70_000_000
+    given = ["--config", "node.yaml", "--data-path", data, "--bytes-per-day", str(most)]
+    deployment.start("A", "node", *given)
+    # Each round takes 12 MB for the model to train, 12 MB for the update and 12 MB for the model to test.
+    assert coordinator.wait(200) == 2, deployment.said("coordinator")
+    assert "round 3 needs at least 1 nodes, but 0 can be reached" in deployment.said("coordinator")
+    assert "Away until midnight" in deployment.said("A")
+    events = list(read_runlog(deployment.folder / "runs" / "first" / "runlog.jsonl"))
+    received = [event for event in events if event["event"] == "update_received"]
+    assert [event["round"] for event in received] == [1, 2]
+    left = list(read_audit(deployment.folder / "nodes" / "A" / AUDIT))
+    assert [entry["bytes"] for entry in left if entry["kind"] == "fit"] == [event["bytes"] for event in received]
+    down = json.loads((deployment.folder / "nodes" / "A" / TRAFFIC).read_text())["bytes_down"]
+    assert most - 12_200_000 < down + sum(entry["bytes"] for entry in left) <= most

@@ -65,5 +65,5 @@ def test_a_moment_lies_in_a_window_just_if_its_minute_does(start: int, end: int,
 
 @pytest.mark.parametrize("text", ["", "22-06", "22:00", "22:60-06:00", "24:00-06:00", "22:00-24:01", "6:00-06:00", "x"])
 def test_what_is_no_window_is_refused_with_how_to_write_one(text: str) -> None:
-    with pytest.raises(ValueError, match="hours|whole day"):
+    with pytest.raises(ValueError, match=r"hours|whole day"):
         DayHours.parse([text])

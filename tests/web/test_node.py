@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import httpx
@@ -78,10 +76,3 @@ def test_a_port_in_use_is_named() -> None:
 def test_without_a_port_nothing_is_served() -> None:
     with node_page(STATUS, None) as port:
         assert port is None
-
-
-def test_it_imports_nothing_that_trains() -> None:
-    program = "import sys, manyeyes.web.node\n"
-    program += "print([m for m in ('torch', 'flwr', 'ultralytics') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

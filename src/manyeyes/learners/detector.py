@@ -31,9 +31,11 @@ from manyeyes.learners.pictures import Picture, PictureCache
 from manyeyes.learners.round_states import RoundStates
 from manyeyes.learners.training import (
     BatchSource,
+    autocast,
     checkpoint_activations,
     cores,
     pick_device,
+    pick_precision,
     pin_threads,
     train,
 )
@@ -290,7 +292,8 @@ class DetectorLearner:
         Activations of one picture are measured by a forward pass and multiplied, so it takes a moment.
         """
         fixed, part = 4 * self.template.weights.num_bytes, plan.batch // plan.accumulate
-        activations = part * self._activation_bytes(plan, freeze=plan.freeze)
+        precision = pick_precision(plan.precision, pick_device(plan.device))
+        activations = part * self._activation_bytes(plan, plan.freeze, precision)
         pictures = sum(_decoded_bytes(sample, plan.imgsz) for samples in data.splits.values() for sample in samples)
         kept = _SESSION_BYTES + min(pictures, self._pictures.room)
         return fixed + int((1 + _BACKWARD_SHARE) * activations) + kept
@@ -305,33 +308,16 @@ class DetectorLearner:
         by_memory = int(0.5 * _free_memory(plan) // each)
         return max(1, min(cores() // (plan.threads or 1), by_memory))
 
-    def _activation_bytes(self, plan: TrainSection, freeze: int = 0) -> int:
+    def _activation_bytes(self, plan: TrainSection, freeze: int = 0, precision: torch.dtype = torch.float32) -> int:
         """What the forward pass of one picture keeps for the backward pass, with the first `freeze` layers frozen."""
         module = module_of(self.template.architecture, len(self.template.names)).train()
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(layer_of(name) >= freeze and ".dfl." not in name)
-        seen: dict[int, int] = {}
-        passing = [0]
-
-        def measure(_: nn.Module, inputs: object, output: object) -> None:
-            if isinstance(output, Tensor):
-                passing.append(output.nbytes)
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            seen[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        for layer in cast(Any, module).model[:freeze]:
-            for part in layer.modules():
-                part.register_forward_hook(measure)
-        side = min(plan.imgsz, 320)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            outputs = module(torch.zeros(1, 3, side, side))
-        del outputs
-        trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
-        kept = max(0, sum(seen.values()) - (trained if freeze else self.template.weights.num_bytes))
-        return int((kept + _FROZEN_COPIES * max(passing)) * (plan.imgsz / side) ** 2)
+        larger = min(plan.imgsz, 320)
+        smaller = max(yolo.STRIDE, larger // 2 // yolo.STRIDE * yolo.STRIDE)
+        # Two sizes: weights are kept too, whatever the size, and only once for a whole batch.
+        more = _kept_bytes(module, larger, freeze, precision) - _kept_bytes(module, smaller, freeze, precision)
+        return int(more / (larger**2 - smaller**2) * plan.imgsz**2)
 
     def check_views_fit(
         self, rows: Mapping[str, Sequence[Dataset]], plan: FitPlan, folder: Path, at_once: int = 1
@@ -472,6 +458,31 @@ class _OptimizerMemory:
 def _free_memory(plan: TrainSection) -> int:
     device = pick_device(plan.device)
     return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
+
+
+def _kept_bytes(module: nn.Module, side: int, freeze: int, precision: torch.dtype) -> int:
+    """Bytes kept for the backward pass of one picture, and those that pass through the first `freeze` layers."""
+    seen: dict[int, int] = {}
+    passing = [0]
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def measure(_: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            passing.append(output.nbytes)
+
+    frozen = [part for layer in cast(Any, module).model[:freeze] for part in layer.modules()]
+    hooks = [part.register_forward_hook(measure) for part in frozen]
+    kept = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with autocast(torch.device("cpu"), precision), kept:
+        outputs = module(torch.zeros(1, 3, side, side))
+    del outputs
+    for hook in hooks:
+        hook.remove()
+    return sum(seen.values()) + _FROZEN_COPIES * max(passing)
 
 
 def _decoded_bytes(sample: Sample, side: int) -> int:
