@@ -313,9 +313,8 @@ class DetectorLearner:
         module = module_of(self.template.architecture, len(self.template.names)).train()
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(layer_of(name) >= freeze and ".dfl." not in name)
-        larger = min(plan.imgsz, 320)
-        smaller = max(yolo.STRIDE, larger // 2 // yolo.STRIDE * yolo.STRIDE)
         # Two sizes: weights are kept too, whatever the size, and only once for a whole batch.
+        smaller, larger = 2 * yolo.STRIDE, min(max(plan.imgsz, 4 * yolo.STRIDE), 320)
         more = _kept_bytes(module, larger, freeze, precision) - _kept_bytes(module, smaller, freeze, precision)
         return int(more / (larger**2 - smaller**2) * plan.imgsz**2)
 
