@@ -104,6 +104,8 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(file:
         ({"node_id": "A", "bytes_per_day": "0"}, (), {}, "^--bytes-per-day: must be a number of bytes"),
         ({"node_id": "A"}, ("hours=8",), {}, "^--set hours: must be hours of the day .*manyeyes advise"),
         ({"node_id": "A"}, ("hour=22:00-23:00",), {}, "^--set hour: unknown key. Did you mean 'hours'"),
+        ({"node_id": "A"}, ("train.lr=3",), {}, "^--set train: unknown key"),
+        ({"node_id": "A"}, ("threads",), {}, "--set threads: must be section.key=value"),
         ({"node_id": "A"}, ("port=70000",), {}, "^--set port: "),
     ],
 )

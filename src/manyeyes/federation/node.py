@@ -166,7 +166,7 @@ def load_node_config(
         ConfigError: the file is missing, is not YAML, or something holds an unknown key or an impossible value.
     """
     given = {key: value for key, value in options.items() if value is not None}
-    overridden = {override.partition("=")[0].strip() for override in overrides}
+    overridden = {override.partition("=")[0].strip().partition(".")[0] for override in overrides}
     surrounding = _from_environment(os.environ if environment is None else environment)
     origins = {key: ENVIRONMENT + key.upper() for key in surrounding}
     origins |= {key: f"--set {key}" for key in overridden}
@@ -288,9 +288,10 @@ class _Node:
                 self._greet()
                 met = True
                 self._serve(stop)
-            except ManyeyesError as error:
-                # Flower's process ends when the coordinator refuses its key or is away for long; the node stays.
-                if not met and isinstance(error, (ConfigError, ProtocolError)):
+            except (RunError, ConfigError, ProtocolError) as error:
+                # Flower's process ends when the coordinator refuses its key or is away for long; the node stays. What
+                # it was set up with is only doubted before it has worked once.
+                if not met and not isinstance(error, RunError):
                     raise
                 self._say(f"{error} (trying again)")
                 self._rest(stop)
