@@ -472,7 +472,7 @@ def test_a_node_joins_and_is_shut_out(
     assert "Say --yes" in capsys.readouterr().err
     assert '"rebuild": null' in said("coordinator", "withdraw", "A", "--dry-run", "--json")
     assert "withdrawn" not in said("coordinator", "members")
-    assert "A is shut out" in said("coordinator", "withdraw", "A", "--yes")
+    assert "A will be shut out" in said("coordinator", "withdraw", "A", "--yes")
     assert "withdrawn 20" in said("coordinator", "members")
     assert call(monkeypatch, "coordinator", "withdraw", "A", "--rebuild", "--yes") == 2
     assert "needs the run's configuration" in " ".join(capsys.readouterr().err.split())

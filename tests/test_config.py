@@ -266,3 +266,8 @@ def test_yaml_makes_no_objects(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path / name)
+
+
+def test_hours_of_the_day_are_not_taken_for_the_hours_of_a_run() -> None:
+    with pytest.raises(ConfigError, match=r"sites\.0\.hours: is the number of hours .* got '22:00-06:00'.*node\.yaml"):
+        parse_config({"name": "x", "sites": [{"node_id": "A", "data": "a", "hours": "22:00-06:00"}]})

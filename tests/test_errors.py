@@ -13,6 +13,7 @@ KINDS = [
     errors.WeightsError,
     errors.UpdateRefusedError,
     errors.ProtocolError,
+    errors.LimitError,
     errors.ResourceError,
     errors.RunError,
     errors.Interrupted,

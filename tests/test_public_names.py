@@ -28,6 +28,9 @@ LIGHT_MODULES = [
     "manyeyes.federation.status",
     "manyeyes.federation.status_view",
     "manyeyes.federation.backup",
+    "manyeyes.federation.hours",
+    "manyeyes.federation.node_status",
+    "manyeyes.web.node",
 ]
 
 
@@ -53,7 +56,9 @@ def test_what_an_edge_box_imports_needs_no_torch() -> None:
     assert json.loads(done.stdout) == {name: [] for name in LIGHT_MODULES}
 
 
-@pytest.mark.parametrize("module", ["manyeyes.config", "manyeyes.weights", "manyeyes.report.runlog"])
+@pytest.mark.parametrize(
+    "module", ["manyeyes.config", "manyeyes.weights", "manyeyes.report.runlog", "manyeyes.federation.hours"]
+)
 def test_the_examples_in_the_docstrings_hold(module: str) -> None:
     program = f"import doctest, {module} as m; r = doctest.testmod(m); assert r.attempted and not r.failed"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

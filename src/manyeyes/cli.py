@@ -37,9 +37,13 @@ coordinator_app = typer.Typer(
 app.add_typer(coordinator_app, name="coordinator")
 node_app = typer.Typer(
     invoke_without_command=True,
-    help="Take part with this site's pictures.",
+    help="Take part with this site's pictures: join a coordinator and train whenever it asks, until Ctrl-C.\n\n"
+    "Options win over the environment (MANYEYES_NODE_ID for node_id, and so on for every key), and the environment "
+    "over the file.",
     rich_markup_mode="markdown",
-    epilog="Example: `manyeyes node --config node.yaml --node-id A`",
+    epilog="Examples: `manyeyes node --config node.yaml --node-id A --port 5001`  ·  "
+    "`manyeyes node --config node.yaml --hours 22:00-06:00 --memory 4 --bytes-per-day 2GB`  ·  "
+    "`MANYEYES_NODE_ID=B MANYEYES_DATA_PATH=/pictures manyeyes node --config node.yaml`",
 )
 app.add_typer(node_app, name="node")
 
@@ -73,6 +77,7 @@ State = Annotated[Path, typer.Option("--state", "--folder", help="The coordinato
 StateConfig = Annotated[Path | None, typer.Option("--config", help="Its YAML file, which names state and run.")]
 Names = Annotated[list[str], typer.Option("--name", help="Host name or IP address that nodes reach it by. Repeatable.")]
 NodeId = Annotated[str, typer.Argument(help="The node's name in the federation.")]
+_LIMITS = "What this site allows"
 Seed = Annotated[int, typer.Option(help="Everything random follows from it.", min=0)]
 
 
@@ -106,6 +111,8 @@ _EXTRAS = {
     "flwr": "federation",
     "cryptography": "federation",
     "prometheus_client": "federation",
+    "starlette": "federation",
+    "uvicorn": "federation",
 }
 
 
@@ -603,20 +610,48 @@ def members(folder: CoordinatorFolder = Path("coordinator"), as_json: Json = Fal
 def node(
     context: typer.Context,
     config: Annotated[Path | None, typer.Option(help="YAML file: see docs/deployment.md.")] = None,
-    node_id: Annotated[str | None, typer.Option("--node-id", help="The node's name; wins over the file.")] = None,
-    data_path: Annotated[Path | None, typer.Option(help="Its pictures; wins over the file.")] = None,
-    state: Annotated[Path | None, typer.Option(help="Its state folder; wins over the file.")] = None,
+    node_id: Annotated[str | None, typer.Option("--node-id", help="The node's name.")] = None,
+    data_path: Annotated[Path | None, typer.Option(help="Its pictures.")] = None,
+    state: Annotated[Path | None, typer.Option(help="Its state folder; default: nodes/NODE_ID.")] = None,
+    coordinator_url: Annotated[str | None, typer.Option(help="https://NAME:PORT of the coordinator.")] = None,
+    port: Annotated[int | None, typer.Option(help="Show /healthz, /readyz and /metrics on this loopback port.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    model_path: Annotated[
+        Path | None, typer.Option(help="Train no other kind of model than these weights.", rich_help_panel=_LIMITS)
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Most epochs a round.", rich_help_panel=_LIMITS)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Largest batch.", rich_help_panel=_LIMITS)] = None,
+    imgsz: Annotated[int | None, typer.Option(help="Largest side in pixels.", rich_help_panel=_LIMITS)] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=_LIMITS)] = None,
+    memory: Annotated[float | None, typer.Option(help="Most gigabytes of memory.", rich_help_panel=_LIMITS)] = None,
+    hours: Annotated[
+        str | None, typer.Option(help="When it may train: 22:00-06:00,12:00-13:00", rich_help_panel=_LIMITS)
+    ] = None,
+    min_pictures: Annotated[
+        int | None, typer.Option(help="Least training pictures to take part.", rich_help_panel=_LIMITS)
+    ] = None,
+    bytes_per_day: Annotated[
+        str | None, typer.Option(help="Most bytes up and down together: 2GB", rich_help_panel=_LIMITS)
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
     quiet: Quiet = False,
 ) -> None:
     """Join a coordinator and train on this site's pictures whenever it asks, until Ctrl-C."""
     if context.invoked_subcommand:
         return
     from manyeyes.federation.node import load_node_config
+    from manyeyes.federation.node_status import NodeStatus
     from manyeyes.federation.service import serve_node
+    from manyeyes.web.node import node_page
 
     path = _given(config, "manyeyes node --config node.yaml --node-id A")
-    given = {"node_id": node_id, "data_path": data_path and data_path.absolute(), "state": state}
-    serve_node(load_node_config(path, given), console=Console(stderr=True), quiet=quiet)
+    given = {key: value for key, value in context.params.items() if key not in ("config", "overrides", "quiet")}
+    settings, console = load_node_config(path, given, overrides), Console(stderr=True)
+    status = NodeStatus(settings.node_id)
+    with node_page(status, settings.port) as listening:
+        if listening and not quiet:
+            console.print(f"Status: http://127.0.0.1:{listening}/readyz and /metrics", highlight=False, soft_wrap=True)
+        serve_node(settings, status=status, console=console, quiet=quiet)
 
 
 def _given(config: Path | None, example: str) -> Path:

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Discriminator, Field, ValidationError, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from manyeyes.errors import ConfigError, nearest
 
@@ -71,6 +80,16 @@ class SiteSection(Section):
     hours: float | None = Field(
         None, gt=0, description="most hours the site's machine may train in the whole run, alone and together"
     )
+
+    @field_validator("hours", mode="before")
+    @classmethod
+    def _is_no_time_of_day(cls, value: Any) -> Any:
+        if isinstance(value, str) and ":" in value:
+            raise ValueError(
+                f"is the number of hours that the whole run may take, got {value!r}; hours of the day are a matter of"
+                " the node that trains: `hours` in its node.yaml"
+            )
+        return value
 
 
 class AugmentSection(Section):

@@ -6,6 +6,7 @@
     ├── WeightsError              a checkpoint or a set of weights
     │   └── UpdateRefusedError    an update from a node that must not be merged
     ├── ProtocolError             a message that does not follow the protocol
+    ├── LimitError                what a coordinator asks for and a site does not allow
     ├── ResourceError             memory, disk, permissions
     └── RunError                  a run that cannot go on: too few nodes, nothing to resume
     Interrupted                   Ctrl-C or SIGTERM, after the last checkpoint was kept; exit code 130
@@ -23,6 +24,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Interrupted",
+    "LimitError",
     "ManyeyesError",
     "ProtocolError",
     "ResourceError",
@@ -80,6 +82,13 @@ class UpdateRefusedError(WeightsError):
 
 class ProtocolError(ManyeyesError):
     """A message that does not follow the protocol."""
+
+
+class LimitError(ManyeyesError):
+    """What a coordinator asks for and a site does not allow; `key` is that of the limit in the site's node.yaml.
+
+    Reason and cure are told to the coordinator's operator, so neither names a file of the site.
+    """
 
 
 class ResourceError(ManyeyesError):

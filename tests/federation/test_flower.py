@@ -26,6 +26,7 @@ from manyeyes.federation.coordinator import load_coordinator_config
 from manyeyes.federation.flower import _packed, _unpacked, fab
 from manyeyes.federation.launch import launch
 from manyeyes.federation.node import load_node_config
+from manyeyes.federation.traffic import TRAFFIC
 from manyeyes.federation.transport import Record
 from manyeyes.report.runlog import read_runlog
 from manyeyes.weights import load_weights
@@ -378,3 +379,26 @@ def test_a_run_rebuilt_without_a_node_ends_in_the_bits_of_one_that_never_had_it(
     never = load_weights(local.run_folder / "rows" / "together" / "final.safetensors")[0].value_hash
     assert load_weights(runs / "first-without-B" / "final.safetensors")[0].value_hash == never != before
     assert load_weights(runs / "first" / "final.safetensors")[0].value_hash == before
+
+
+@pytest.mark.slow
+def test_a_node_goes_away_before_its_bytes_of_the_day_are_exceeded_and_its_last_answer_arrives(
+    deployment: Deployment,
+) -> None:
+    faster = ["--set", "federation.rounds=3", "--set", "federation.min_nodes=1", "--set", "federation.deadline=60"]
+    coordinator = deployment.start("coordinator", "coordinator", "--config", "federation.yaml", *faster)
+    data = str(deployment.scenes / SITES["A"])
+    most = 88_000_000
+    given = ["--config", "node.yaml", "--data-path", data, "--bytes-per-day", str(most)]
+    deployment.start("A", "node", *given)
+    # 12 MB for the starting weights to test; each round 12 MB for the model to train, for the update and to test.
+    assert coordinator.wait(200) == 2, deployment.said("coordinator")
+    assert "round 3 needs at least 1 nodes, but 0 can be reached" in deployment.said("coordinator")
+    assert "Away until midnight" in deployment.said("A")
+    events = list(read_runlog(deployment.folder / "runs" / "first" / "runlog.jsonl"))
+    received = [event for event in events if event["event"] == "update_received"]
+    assert [event["round"] for event in received] == [1, 2]
+    left = list(read_audit(deployment.folder / "nodes" / "A" / AUDIT))
+    assert [entry["bytes"] for entry in left if entry["kind"] == "fit"] == [event["bytes"] for event in received]
+    down = json.loads((deployment.folder / "nodes" / "A" / TRAFFIC).read_text())["bytes_down"]
+    assert most - 12_200_000 < down + sum(entry["bytes"] for entry in left) <= most

@@ -8,7 +8,7 @@ import pytest
 
 from manyeyes.config import ModelSection, TrainSection
 from manyeyes.datasets import load_dataset
-from manyeyes.errors import DataError, ProtocolError
+from manyeyes.errors import DataError, LimitError, ProtocolError
 from manyeyes.federation.messages import EVALUATE, FIT, EvaluatePlan, evaluate_request, fit_request, read_update
 from manyeyes.federation.site import Limits, ModelForm, Site
 from manyeyes.federation.transport import Record, Request
@@ -63,7 +63,7 @@ def test_a_plan_beyond_a_sites_limits_is_refused(
     template: Template, scenes: Path, tmp_path: Path, limits: Limits, said: str
 ) -> None:
     site = Site("A", load_dataset(scenes / "a_office"), tmp_path, limits=limits)
-    with pytest.raises(ProtocolError, match=said):
+    with pytest.raises(LimitError, match=said):
         site(fit(template), ModelForm.of(template, "run"))
     assert not list(tmp_path.iterdir())
 

@@ -97,6 +97,22 @@ def test_an_ordinary_batch_fits(learner: DetectorLearner, imgsz: int) -> None:
     learner.check_batch_fits(TrainSection(batch=2, imgsz=imgsz, device="cpu"))
 
 
+def test_what_training_takes_grows_with_batch_and_size_and_shrinks_with_frozen_layers(
+    learner: DetectorLearner, scenes: Path
+) -> None:
+    data = load_dataset(scenes / "b_crossroads")
+
+    def needed(**changes: int) -> int:
+        return learner.training_bytes(data, TrainSection(**{"imgsz": 320, "batch": 8, "device": "cpu", **changes}))
+
+    whole = needed()
+    assert 0.3e9 < whole < 1e9
+    assert needed(batch=16) > 1.5 * whole
+    assert needed(imgsz=640) > 3 * whole
+    assert needed(freeze=22) < 0.6 * whole
+    assert needed(batch=16, accumulate=2) == whole
+
+
 # -- what is left behind ----------------------------------------------------------------------------------------------
 
 SESSION = """

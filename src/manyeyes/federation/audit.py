@@ -19,7 +19,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +50,13 @@ class AuditLog:
     def __init__(self, folder: Path) -> None:
         self.path = folder / AUDIT
         self._previous = _FIRST
+        self._bytes: Counter[date] = Counter()
         try:
             remove_unfinished_line(self.path)
         except OSError as error:
             raise self._refusal(error) from error
         if self.path.exists():
-            for _ in read_audit(self.path):
-                pass
+            self._count_all(list(read_audit(self.path)))
             with self.path.open("rb") as file:
                 for line in file:
                     self._previous = _hash(line)
@@ -74,6 +76,20 @@ class AuditLog:
             ResourceError: the entry cannot be kept, so nothing may be sent.
         """
         self._append(request, "refusal", reason.encode(), {"arrays": {}, "values": {"reason": reason}})
+
+    def bytes_on(self, day: date) -> int:
+        """Bytes of all that was sent on a day of this machine's local time."""
+        return self._bytes[day]
+
+    def _count_all(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        try:
+            for entry in entries:
+                self._count(entry)
+        except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
+            raise RunError("holds a line that no node has written", file=self.path) from error
+
+    def _count(self, entry: Mapping[str, Any]) -> None:
+        self._bytes[date.fromtimestamp(entry["time"])] += entry["bytes"]
 
     def _append(self, request: Request, sent: str, data: bytes, what: dict[str, Any]) -> None:
         entry = {
@@ -96,6 +112,7 @@ class AuditLog:
         except OSError as error:
             raise self._refusal(error) from error
         self._previous = _hash(line)
+        self._count(entry)
 
     def _refusal(self, error: OSError) -> ResourceError:
         return ResourceError(

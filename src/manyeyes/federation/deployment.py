@@ -13,8 +13,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from manyeyes.errors import ResourceError, RunError
@@ -27,6 +28,8 @@ __all__ = ["superlink", "supernode"]
 _LOOPBACK = "127.0.0.1"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
+# How long a node that is stopped goes on trying to send its last answer.
+_SEND_SECONDS = 25.0
 
 
 @contextmanager
@@ -68,8 +71,30 @@ def supernode(folder: Path, coordinator: str, authority: Path) -> Iterator[Runti
     command = ["flower-supernode", "--superlink", coordinator, "--root-certificates", str(authority)]
     command += ["--auth-supernode-private-key", str(folder / NODE_KEY), "--isolation", "process"]
     command += ["--host", _LOOPBACK, "--port", str(port), "--superexec-auth-secret-file", str(secret)]
+    log = _log_of(command, folder)
+    begins = log.stat().st_size if log.exists() else 0
     with _running(command, folder, port) as process:
-        yield RuntimeAddress(f"{_LOOPBACK}:{port}", secret.read_text(), None, lambda: process.poll() is None)
+
+        def runs() -> bool:
+            return process.poll() is None
+
+        wait = partial(_wait_until_sent, log, begins, runs)
+        yield RuntimeAddress(f"{_LOOPBACK}:{port}", secret.read_text(), None, runs, wait)
+
+
+# What a SuperNode of Flower 1.41 logs when it is done with an answer. It tells nobody else, and when it is stopped
+# before, the answer is lost.
+_DONE = (b"Sent successfully", b"Failed to send message", b"Ignoring reply message")
+
+
+def _wait_until_sent(log: Path, begins: int, runs: Callable[[], bool], answers: int) -> None:
+    ends = time.monotonic() + _SEND_SECONDS
+    while runs() and time.monotonic() < ends:
+        with log.open("rb") as file:
+            file.seek(begins)
+            if sum(line.count(done) for line in file for done in _DONE) >= answers:
+                return
+        time.sleep(0.2)
 
 
 def _secret(folder: Path) -> Path:
@@ -97,7 +122,7 @@ if os.getppid() == int(sys.argv[1]):
 @contextmanager
 def _running(command: Sequence[str], folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """A child process of Flower's from when it listens until the block is left."""
-    log = folder / "logs" / f"{command[0]}.log"
+    log = _log_of(command, folder)
     environment = {
         **os.environ,
         "FLWR_HOME": str(folder / "flwr"),
@@ -130,6 +155,10 @@ def _running(command: Sequence[str], folder: Path, port: int) -> Iterator[subpro
             process.wait(_STOP_SECONDS)
         process.kill()
         process.wait()
+
+
+def _log_of(command: Sequence[str], folder: Path) -> Path:
+    return folder / "logs" / f"{command[0]}.log"
 
 
 def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

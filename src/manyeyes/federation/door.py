@@ -3,7 +3,8 @@
 Flower's SuperLink serves its fleet, control and runtime interfaces on one port, and only the fleet's can be guarded by
 keys: whoever reaches the others can start programs. So the SuperLink listens on loopback, and this door, over TLS,
 passes on the twelve requests that nodes make and nothing else, and these only with the signature of a key that was
-admitted and not revoked. What is refused is logged with its reason and sender, never with what it carried.
+admitted and not revoked. One it answers itself, under the same condition: whether a node may come in. What is refused
+is logged with its reason and sender, never with what it carried.
 """
 
 from __future__ import annotations
@@ -27,15 +28,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from manyeyes.errors import ResourceError
 from manyeyes.federation.admission import Member, Members
 from manyeyes.federation.keys import SERVER
+from manyeyes.federation.messages import PROTOCOL_VERSION
 from manyeyes.federation.presence import Presence
 
-__all__ = ["FLEET_PATHS", "KEY_HEADER", "SIGNATURE_HEADER", "TIME_HEADER", "Door", "serve_door"]
+__all__ = ["FLEET_PATHS", "HELLO_PATH", "KEY_HEADER", "SIGNATURE_HEADER", "TIME_HEADER", "Door", "serve_door"]
 
 FLEET_PATHS = tuple(
     f"/v1/fleet/{name}"
@@ -55,6 +57,9 @@ FLEET_PATHS = tuple(
     )
 )
 """All that a node of Flower 1.41 asks for."""
+
+HELLO_PATH = "/v1/manyeyes/hello"
+"""Answered by the door: by which name it knows the node that asks, and the protocol version it follows."""
 
 # As Flower names and signs them: the signature is of the time, which may be this far from ours.
 KEY_HEADER, SIGNATURE_HEADER, TIME_HEADER = "flwr-public-key", "flwr-signature", "flwr-timestamp"
@@ -104,6 +109,7 @@ class Door:
             base_url=upstream, verify=trusted, trust_env=False, timeout=httpx.Timeout(60.0, connect=5.0)
         )
         routes = [Route(path, self._pass_on, methods=["POST"]) for path in FLEET_PATHS]
+        routes.append(Route(HELLO_PATH, self._greet, methods=["POST"]))
         self.app = Starlette(routes=routes, lifespan=self._closing)
         self.app.router.redirect_slashes = False
 
@@ -111,6 +117,13 @@ class Door:
     async def _closing(self, _: Starlette) -> AsyncIterator[None]:
         async with self._client:
             yield
+
+    async def _greet(self, request: Request) -> Response:
+        try:
+            member = self._sender(request)
+        except _RefusedError as refusal:
+            return self._refuse(request, refusal, None)
+        return JSONResponse({"node_id": member.node_id, "protocol": PROTOCOL_VERSION})
 
     async def _pass_on(self, request: Request) -> Response:
         member: Member | None = None

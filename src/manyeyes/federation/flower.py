@@ -54,7 +54,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
-from manyeyes.errors import ManyeyesError, ProtocolError, RunError
+from manyeyes.errors import LimitError, ManyeyesError, ProtocolError, RunError
 from manyeyes.federation.admission import Members
 from manyeyes.federation.audit import AuditLog
 from manyeyes.federation.messages import EVALUATE, FIT, PROTOCOL_VERSION
@@ -90,12 +90,14 @@ class RuntimeAddress:
         secret: who does not know it gets no task.
         authority: certificate (PEM) that signed the server's; None where it speaks plainly, on loopback alone.
         runs: whether the process that listens there still does.
+        wait_until_sent: returns when a SuperNode has sent so many answers on, or cannot.
     """
 
     address: str
     secret: str
     authority: bytes | None = None
     runs: Callable[[], bool] = lambda: True
+    wait_until_sent: Callable[[int], None] = lambda answers: None
 
     def client(self, component: str, token: str | None = None) -> RuntimeHttpClient:
         """A client that may acquire tasks, or work on the one that a token is for."""
@@ -302,7 +304,14 @@ class FlowerTransport:
 
 
 def serve_requests(
-    supernode: RuntimeAddress, answer: Answer, audit: AuditLog, stop: Callable[[], bool], *, patience: float = 60.0
+    supernode: RuntimeAddress,
+    answer: Answer,
+    audit: AuditLog,
+    stop: Callable[[], bool],
+    *,
+    patience: float = 60.0,
+    received: Callable[[int], None] = lambda num_bytes: None,
+    refused: Callable[[Exception], None] = lambda error: None,
 ) -> None:
     """Answer what comes to a node, one request after the other, until `stop` says so.
 
@@ -313,10 +322,15 @@ def serve_requests(
         stop: asked several times a second, and not while a request is answered.
         patience: seconds without a single part of a request coming in after which it is given up. One whose
             coordinator was started again meanwhile never comes.
+        received: told the length of each request before it is looked at; what it raises is the answer.
+        refused: told why a request is refused.
+
+    Returns when the last answer is on its way.
 
     Raises:
         RunError: the SuperNode is no longer there.
     """
+    node = _Answering(supernode, answer, audit, patience, received, refused)
     with supernode.client("SuperExec") as tasks:
         while not stop():
             try:
@@ -330,40 +344,62 @@ def serve_requests(
                 time.sleep(_POLL)
                 continue
             try:
-                _answer_task(supernode, task.token, answer, audit, patience)
+                node.answer_task(task.token)
             except ObjectPullError as error:
                 _log.warning("a request was given up: %s", error)
             except Exception:  # noqa: BLE001 - a line that breaks or a defect must not end the node; the round goes on
                 _log.exception("a request could not be answered")
+    supernode.wait_until_sent(node.answered)
 
 
-def _answer_task(supernode: RuntimeAddress, token: str, answer: Answer, audit: AuditLog, patience: float) -> None:
-    with supernode.client("flwr-clientapp", token) as client, _beating(client):
-        given = client.PullTaskInput(PullTaskInputRequest())
-        TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
-        TaskIdentity.node_id = given.context.node_id
-        context = context_from_proto(given.context)
-        try:
-            message = _pull_message(client, context, patience)
-        except ObjectPullError as error:
-            push_task_output(client, context, "failed", str(error))
-            raise
+class _Answering:
+    """What stays the same from task to task at a node; `answered` counts those whose answer the SuperNode has."""
+
+    def __init__(
+        self,
+        supernode: RuntimeAddress,
+        answer: Answer,
+        audit: AuditLog,
+        patience: float,
+        received: Callable[[int], None],
+        refused: Callable[[Exception], None],
+    ) -> None:
+        self._supernode, self._answer, self._audit, self._patience = supernode, answer, audit, patience
+        self._received, self._refused = received, refused
+        self.answered = 0
+
+    def answer_task(self, token: str) -> None:
+        with self._supernode.client("flwr-clientapp", token) as client, _beating(client):
+            given = client.PullTaskInput(PullTaskInputRequest())
+            TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
+            TaskIdentity.node_id = given.context.node_id
+            context = context_from_proto(given.context)
+            try:
+                message = _pull_message(client, context, self._patience)
+            except ObjectPullError as error:
+                push_task_output(client, context, "failed", str(error))
+                raise
+            push_message(client, self._reply_to(message, given.fab.hash_str), context)
+            push_task_output(client, context, "completed", "")
+            self.answered += 1
+
+    def _reply_to(self, message: Message, fab_hash: str) -> Message:
         request = _UNREAD
         try:
-            if given.fab.hash_str != fab()[1]:
+            self._received(_num_bytes(message))
+            if fab_hash != fab()[1]:
                 raise ProtocolError(
                     "this task is of another program, or of another version of this one",
                     cure="Install the same version of manyeyes on the coordinator and its nodes.",
                 )
             request, form = _request_of(message)
-            record = answer(request, form)
+            record = self._answer(request, form)
             data = record.to_bytes()
-            audit.answer(request, record, data)
-            reply = Message(_packed(data, {}), reply_to=message)
+            self._audit.answer(request, record, data)
+            return Message(_packed(data, {}), reply_to=message)
         except Exception as error:  # noqa: BLE001 - a defect of ours must not end the node; it is logged
-            reply = Message(Error(code=0, reason=_told(error, request, audit)), reply_to=message)
-        push_message(client, reply, context)
-        push_task_output(client, context, "completed", "")
+            self._refused(error)
+            return Message(Error(code=0, reason=_told(error, request, self._audit)), reply_to=message)
 
 
 def _pull_message(client: RuntimeHttpClient, context: Context, patience: float) -> Message:
@@ -406,11 +442,20 @@ def _told(error: Exception, request: Request, audit: AuditLog) -> str:
     if isinstance(error, ManyeyesError):
         _log.warning("request %s was refused: %s", request.request_id, error)
         reason = error.reason
+        if isinstance(error, LimitError):
+            reason = f"{reason}. {error.cure}"
     else:
         _log.error("request %s could not be carried out", request.request_id, exc_info=error)
         reason = f"a defect of this program: {type(error).__name__}"
     audit.refusal(request, reason)
     return reason
+
+
+def _num_bytes(message: Message) -> int:
+    """Length of all that a message holds, whatever that is; of a request, that of its record."""
+    if message.has_error():
+        return 0
+    return sum(len(array.data) for record in message.content.array_records.values() for array in record.values())
 
 
 def _request_of(message: Message) -> tuple[Request, ModelForm]:

@@ -3,33 +3,59 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import cast
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import ByteSize, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from manyeyes.config import NODE_ID_PATTERN, Section, read_values, validate
-from manyeyes.datasets import Dataset, check_decodable, load_dataset, raise_problem
-from manyeyes.errors import ConfigError, DataError, RunError
+from manyeyes.datasets import Dataset
+from manyeyes.errors import (
+    ConfigError,
+    DataError,
+    LimitError,
+    ManyeyesError,
+    ProtocolError,
+    ResourceError,
+    RunError,
+    WeightsError,
+    nearest,
+)
 from manyeyes.federation.audit import AuditLog
 from manyeyes.federation.deployment import supernode
 from manyeyes.federation.flower import serve_requests
+from manyeyes.federation.greeting import greet
+from manyeyes.federation.hours import DayHours
 from manyeyes.federation.keys import NODE_KEY, read_certificate
-from manyeyes.federation.site import Limits, Site
-from manyeyes.learners.learner import ProgressCallback, silent
+from manyeyes.federation.limits import Limits
+from manyeyes.federation.messages import FIT
+from manyeyes.federation.node_status import NodeStatus
+from manyeyes.federation.site import ModelForm, Site
+from manyeyes.federation.site_pictures import SitePictures
+from manyeyes.federation.traffic import Traffic
+from manyeyes.federation.transport import Record, Request
+from manyeyes.learners.learner import Progress, ProgressCallback, silent
+from manyeyes.learners.models import open_template
 
 __all__ = ["NodeConfig", "load_node_config", "run_node"]
 
+ENVIRONMENT = "MANYEYES_"
+
 _HTTPS_PORT = 443
 _REST_SECONDS = 5.0
+_PATHS = ("data_path", "authority", "model_path")
 
 _log = logging.getLogger(__name__)
 
 
 class NodeConfig(Section):
-    """What a site says of itself. One file can serve many nodes: the command line wins over it."""
+    """What a site says of itself. One file can serve many nodes: environment and command line win over it."""
 
     node_id: str = Field(pattern=NODE_ID_PATTERN)
     coordinator_url: str = Field(description="https://NAME:PORT of the coordinator")
@@ -37,11 +63,21 @@ class NodeConfig(Section):
     data_path: Path = Field(description="data.yaml or folder, in YOLO, Pascal VOC or COCO layout")
     annotates: tuple[str, ...] | None = Field(None, description="classes looked for here; default: its own list")
     state: Path | None = Field(None, description="the node's folder; default: nodes/NODE_ID")
+    port: int | None = Field(
+        None, ge=0, le=65535, description="of this machine alone, for /healthz, /readyz and /metrics; default: none"
+    )
+    model_path: Path | None = Field(
+        None, description="weights of the kind of model that is trained here; default: any kind"
+    )
     epochs: float | None = Field(None, gt=0, description="most epochs that one round may ask for")
     batch_size: int | None = Field(None, ge=1, description="largest batch that may be asked for")
     imgsz: int | None = Field(None, ge=32, description="largest side in pixels that may be asked for")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores this process may use")
+    memory: float | None = Field(None, gt=0, description="most gigabytes of main memory that the trainer may take")
+    hours: tuple[str, ...] | None = Field(None, description="of the day, in which it may train: 22:00-06:00")
+    min_pictures: int | None = Field(None, ge=1, description="least training pictures with which it takes part")
+    bytes_per_day: ByteSize | None = Field(None, gt=0, description="most bytes up and down together, such as 2 GB")
     patience: float = Field(60.0, gt=0, description="seconds without anything coming in after which it is given up")
 
     @field_validator("coordinator_url")
@@ -51,6 +87,35 @@ class NodeConfig(Section):
         if parts.scheme != "https" or not parts.hostname or parts.path.strip("/") or parts.query:
             raise ValueError("must be https://NAME or https://NAME:PORT")
         return url
+
+    @field_validator("annotates", "hours", mode="before")
+    @classmethod
+    def _in_one_line(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("hours", mode="before")
+    @classmethod
+    def _is_no_number(cls, value: object) -> object:
+        if isinstance(value, (int, float)):
+            raise ValueError(
+                "must be hours of the day such as '22:00-06:00'; how many hours a whole run may take is said in the"
+                " configuration of `manyeyes advise` and `manyeyes run`, under sites"
+            )
+        return value
+
+    @field_validator("bytes_per_day", mode="wrap")
+    @classmethod
+    def _is_a_size(cls, value: object, read: ValidatorFunctionWrapHandler) -> ByteSize | None:
+        try:
+            return cast("ByteSize | None", read(value))
+        except ValidationError as error:
+            raise ValueError(f"must be a number of bytes such as '2 GB' or '500 MB', got {value!r}") from error
+
+    @field_validator("hours")
+    @classmethod
+    def _are_hours(cls, texts: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        DayHours.parse(texts or ())
+        return texts or None
 
     @property
     def folder(self) -> Path:
@@ -66,30 +131,94 @@ class NodeConfig(Section):
 
     @property
     def limits(self) -> Limits:
-        """What it allows."""
-        return Limits(self.epochs, self.batch_size, self.imgsz, self.device, self.threads)
+        """What it allows, apart from the kind of model, which `model_path` says."""
+        return Limits(
+            self.epochs,
+            self.batch_size,
+            self.imgsz,
+            self.device,
+            self.threads,
+            memory=self.memory,
+            hours=DayHours.parse(self.hours) if self.hours else None,
+            min_pictures=self.min_pictures,
+            bytes_per_day=self.bytes_per_day,
+        )
 
 
-def load_node_config(path: Path, overrides: Mapping[str, object]) -> NodeConfig:
-    """Read a node's configuration; relative paths of data and authority are resolved against the file's folder.
+def load_node_config(
+    path: Path,
+    options: Mapping[str, object],
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> NodeConfig:
+    """Read a node's configuration: the command line wins over the environment, and that over the file.
+
+    Relative paths of data, authority and weights start at the file's folder if they stand in the file, else at the
+    working folder.
 
     Args:
         path: a YAML file.
-        overrides: from the command line; None is passed over.
+        options: from the command line, by key; None is passed over.
+        overrides: ``key=value`` strings from the command line; values are read as YAML.
+        environment: its variables MANYEYES_KEY are values; an empty one is passed over. Default: of this process.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or holds an unknown key or an impossible value.
+        ConfigError: the file is missing, is not YAML, or something holds an unknown key or an impossible value.
     """
-    values = read_values(path) | {key: value for key, value in overrides.items() if value is not None}
-    config = validate(NodeConfig, values, path)
-    found = {"data_path": path.parent / config.data_path, "authority": path.parent / config.authority}
+    given = {key: value for key, value in options.items() if value is not None}
+    overridden = {override.partition("=")[0].strip().partition(".")[0] for override in overrides}
+    surrounding = _from_environment(os.environ if environment is None else environment)
+    origins = {key: ENVIRONMENT + key.upper() for key in surrounding}
+    origins |= {key: f"--set {key}" for key in overridden}
+    origins |= {key: f"--{key.replace('_', '-')}" for key in given}
+    values = read_values(path)
+    values |= {key: value for key, value in surrounding.items() if key not in overridden}
+    values |= {key: value for key, value in read_values(path, overrides).items() if key in overridden}
+    values |= given
+    try:
+        config = validate(NodeConfig, values, path)
+    except ConfigError as error:
+        raise _with_origin(error, origins) from error
+    folders = {key: Path.cwd() if key in origins else path.parent for key in _PATHS}
+    found = {key: folders[key] / value for key in _PATHS if (value := getattr(config, key)) is not None}
     return config.model_copy(update=found)
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    values = {}
+    for name, value in environment.items():
+        if not name.startswith(ENVIRONMENT):
+            continue
+        key = name.removeprefix(ENVIRONMENT).lower()
+        if key not in NodeConfig.model_fields or name != name.upper():
+            known = [ENVIRONMENT + field.upper() for field in NodeConfig.model_fields]
+            guess = nearest(name.upper(), known)
+            raise ConfigError(
+                "unknown variable of the environment",
+                key=name,
+                cure=f"Did you mean {guess!r}?" if guess else f"Known are: {', '.join(known)}.",
+            )
+        if value:
+            values[key] = value
+    return values
+
+
+def _with_origin(error: ConfigError, origins: Mapping[str, str]) -> ConfigError:
+    """The error with the place its value comes from, where that is not the file."""
+    key = (error.key or "").partition(".")[0]
+    if key in origins:
+        return ConfigError(error.reason, key=origins[key], cure=error.cure)
+    if error.reason.startswith("Field required"):
+        cure = f"State it there, as --{key.replace('_', '-')}, or as {ENVIRONMENT}{key.upper()} in the environment."
+        return ConfigError(error.reason, file=error.file, key=error.key, cure=cure)
+    return error
 
 
 def run_node(
     config: NodeConfig,
     stop: Callable[[], str | None],
     *,
+    status: NodeStatus | None = None,
     ready: Callable[[Dataset], None] = lambda data: None,
     progress: ProgressCallback = silent,
 ) -> None:
@@ -98,13 +227,16 @@ def run_node(
     Args:
         config: of the node.
         stop: asked several times a second.
+        status: kept up to date.
         ready: called with the site's pictures when the node is about to join.
         progress: told how far each fit is.
 
     Raises:
-        ManyeyesError: anything wrong with the key, the authority or the data, before anybody is reached.
+        ManyeyesError: anything wrong with the key, the authority, the weights or the data, before anybody is reached;
+            or the coordinator that is reached first is another one, or knows this node by another name.
     """
-    data = _open(config)
+    limits = replace(config.limits, architecture=_agreed(config.model_path))
+    node = _Node(config, limits, status or NodeStatus(config.node_id), progress)
     if not (config.folder / NODE_KEY).exists():
         raise ConfigError(
             "this node has no key",
@@ -112,29 +244,159 @@ def run_node(
             cure=f"manyeyes node init --node-id {config.node_id} --folder {config.folder}",
         )
     read_certificate(config.authority)
-    site = Site(config.node_id, data, config.folder / "training", limits=config.limits, progress=progress)
-    audit = AuditLog(config.folder)
-    ready(data)
-    while not stop():
+    ready(node.pictures.data)
+    node.warn_of_limits()
+    node.run(stop)
+
+
+class _Node:
+    """A node's parts, from its start to its end."""
+
+    def __init__(self, config: NodeConfig, limits: Limits, status: NodeStatus, progress: ProgressCallback) -> None:
+        self.pictures = SitePictures(config.data_path, config.annotates)
+        self._config, self._limits, self._status, self._progress = config, limits, status, progress
+        self._audit = AuditLog(config.folder)
+        self._traffic = Traffic(config.folder, self._audit)
+        self._site = Site(
+            config.node_id,
+            self.pictures.data,
+            config.folder / "training",
+            limits=limits,
+            traffic=self._traffic,
+            progress=self._watch,
+            refresh=self._current,
+        )
+        self._said: str | None = None
+        status.today = lambda: (self._traffic.down, self._traffic.up)
+        status.pictures = len(self.pictures.data.split("train"))
+
+    def warn_of_limits(self) -> None:
+        """Say at the start what will make this node refuse whatever it is asked for."""
         try:
-            with supernode(config.folder, config.address, config.authority) as address:
-                serve_requests(address, site, audit, lambda: stop() is not None, patience=config.patience)
-        except RunError as error:
-            # Flower's process ends when the coordinator refuses its key or is away for long; the node stays.
-            _log.warning("%s; trying again", error)
-            _rest(stop)
+            self._limits.check_pictures(len(self.pictures.data.split("train")))
+        except LimitError as error:
+            _log.warning("min_pictures: %s: every request will be refused", error.reason)
+
+    def run(self, stop: Callable[[], str | None]) -> None:
+        """Join, serve, and join again, until `stop` names a signal."""
+        met = False
+        while not stop():
+            if not self._traffic.holds_another(self._limits.bytes_per_day):
+                self._stay_away(stop)
+                continue
+            try:
+                self._greet()
+                met = True
+                self._serve(stop)
+            except (RunError, ConfigError, ProtocolError) as error:
+                # Flower's process ends when the coordinator refuses its key or is away for long; the node stays. What
+                # it was set up with is only doubted before it has worked once.
+                if not met and not isinstance(error, RunError):
+                    raise
+                self._say(f"{error} (trying again)")
+                self._rest(stop)
+
+    def _greet(self) -> None:
+        greet(self._config.node_id, self._config.coordinator_url, self._config.authority, self._config.folder)
+
+    def _serve(self, stop: Callable[[], str | None]) -> None:
+        config, limit = self._config, self._limits.bytes_per_day
+        with supernode(config.folder, config.address, config.authority) as address:
+            self._said = self._status.not_ready = None
+            serve_requests(
+                address,
+                self._answer,
+                self._audit,
+                lambda: stop() is not None or not self._traffic.holds_another(limit),
+                patience=config.patience,
+                received=self._received,
+                refused=self._refused,
+            )
+
+    def _stay_away(self, stop: Callable[[], str | None]) -> None:
+        """Until midnight, so that no further request comes in: it would go beyond the bytes of the day."""
+        used, limit = self._traffic.down + self._traffic.up, self._limits.bytes_per_day or 0
+        self._say(
+            f"bytes_per_day: {used / 1e6:.1f} of {limit / 1e6:.1f} MB are used, and a request like the last takes"
+            f" {self._traffic.last_request / 1e6:.1f} MB. Away until midnight."
+        )
+        today = datetime.now().date()
+        midnight = datetime.combine(today + timedelta(days=1), datetime.min.time())
+        while not stop() and datetime.now() < midnight and datetime.now().date() >= today:
+            self._rest(stop)
+
+    def _say(self, text: str) -> None:
+        self._status.not_ready = text
+        if text != self._said:
+            _log.warning("%s", text)
+        self._said = text
+
+    @staticmethod
+    def _rest(stop: Callable[[], str | None]) -> None:
+        ends = time.monotonic() + _REST_SECONDS
+        while time.monotonic() < ends and not stop():
+            time.sleep(0.2)
+
+    # -- what happens to a request ------------------------------------------------------------------------------
+
+    def _received(self, num_bytes: int) -> None:
+        self._status.heard()
+        self._traffic.received(num_bytes)
+
+    def _answer(self, request: Request, form: ModelForm) -> Record:
+        began = time.monotonic()
+        self._status.training = request.kind == FIT
+        try:
+            record = self._site(request, form)
+        finally:
+            if self._status.training:
+                self._status.training_seconds += time.monotonic() - began
+            self._status.training = False
+        self._status.answered[request.kind] += 1
+        return record
+
+    def _refused(self, error: Exception) -> None:
+        self._status.refused[_kind_of(error)] += 1
+
+    def _current(self) -> Dataset:
+        try:
+            data = self.pictures.current()
+        except DataError as error:
+            self._status.not_ready = error.reason
+            raise
+        self._status.not_ready = None
+        self._status.pictures = len(data.split("train"))
+        return data
+
+    def _watch(self, at: Progress) -> None:
+        self._status.round = at.round + 1
+        self._progress(at)
 
 
-def _rest(stop: Callable[[], str | None]) -> None:
-    ends = time.monotonic() + _REST_SECONDS
-    while time.monotonic() < ends and not stop():
-        time.sleep(0.2)
+def _agreed(path: Path | None) -> str | None:
+    """The architecture of the weights a site has agreed to train; nothing in them is executed.
+
+    Raises:
+        ConfigError: there is no such file.
+        WeightsError: it holds no YOLOv8 detector.
+    """
+    if path is None:
+        return None
+    if not path.is_file():
+        raise ConfigError(
+            "there is no such file",
+            file=path,
+            key="model_path",
+            cure="Put the weights there that were agreed on, or leave model_path out to train any kind of model.",
+        )
+    return open_template(path).architecture
 
 
-def _open(config: NodeConfig) -> Dataset:
-    data = load_dataset(config.data_path, annotates=config.annotates)
-    for split, samples in data.splits.items():
-        check_decodable(samples, raise_problem, split=split)
-    if not data.split("train"):
-        raise DataError("has no pictures to train on", file=config.data_path, cure="Give it a `train` split.")
-    return data
+def _kind_of(error: Exception) -> str:
+    kinds = {DataError: "data", ProtocolError: "protocol", WeightsError: "protocol", ResourceError: "resource"}
+    if isinstance(error, LimitError):
+        return error.key or "limit"
+    if isinstance(error, RunError):
+        return "training"
+    named = next((name for kind, name in kinds.items() if isinstance(error, kind)), None)
+    return named or ("other" if isinstance(error, ManyeyesError) else "defect")

@@ -14,6 +14,7 @@ from manyeyes.federation.experiment import CONFIG_FILE
 from manyeyes.federation.launch import stop_signals
 from manyeyes.federation.metrics import CoordinatorMetrics, serve_metrics
 from manyeyes.federation.node import NodeConfig, run_node
+from manyeyes.federation.node_status import NodeStatus
 from manyeyes.federation.presence import Presence
 from manyeyes.federation.status import StatusWriter, refuse_second
 from manyeyes.federation.withdrawal import Withdrawal, begin_rebuild, check_nobody_listens, record_withdrawal
@@ -114,8 +115,14 @@ def withdraw_node(
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def serve_node(config: NodeConfig, *, console: Console, quiet: bool = False) -> None:
+def serve_node(config: NodeConfig, *, status: NodeStatus | None = None, console: Console, quiet: bool = False) -> None:
     """Run a node in the foreground until Ctrl-C or SIGTERM; both end it after the request it is at.
+
+    Args:
+        config: of the node.
+        status: kept up to date.
+        console: where progress is shown.
+        quiet: show no progress.
 
     Raises:
         ManyeyesError: see `run_node`.
@@ -135,5 +142,5 @@ def serve_node(config: NodeConfig, *, console: Console, quiet: bool = False) -> 
         def ready(pictures: int) -> None:
             tell(f"[Node {config.node_id}] {pictures} pictures to train on; joining {config.coordinator_url}")
 
-        run_node(config, stop, ready=lambda data: ready(len(data.split("train"))), progress=progress)
+        run_node(config, stop, status=status, ready=lambda data: ready(len(data.split("train"))), progress=progress)
     tell(f"[Node {config.node_id}] stopped")

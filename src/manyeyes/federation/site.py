@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 
+import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from manyeyes.config import NODE_ID_PATTERN
+from manyeyes.config import NODE_ID_PATTERN, TrainSection
 from manyeyes.datasets import Dataset
 from manyeyes.datasets.classes import relabel
 from manyeyes.errors import ProtocolError
-from manyeyes.federation.client import Client
+from manyeyes.federation.client import Client, expand_personal
+from manyeyes.federation.limits import Limits, epochs_of
+from manyeyes.federation.messages import FIT
+from manyeyes.federation.traffic import Traffic
 from manyeyes.federation.transport import Record, Request
 from manyeyes.learners.detector import DetectorLearner
-from manyeyes.learners.learner import FitPlan, ProgressCallback, Template, silent
+from manyeyes.learners.learner import FitPlan, Progress, ProgressCallback, Template, silent
 from manyeyes.learners.models import module_of, take
+from manyeyes.learners.training import pick_device
 
 __all__ = ["Limits", "ModelForm", "Site"]
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a site allows in one round, and where it computes; None for no limit.
-
-    Attributes:
-        epochs, batch_size, imgsz: the most that a plan may ask for.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        threads: CPU threads; None for all this process may use.
-    """
-
-    epochs: float | None = None
-    batch_size: int | None = None
-    imgsz: int | None = None
-    device: str = "auto"
-    threads: int | None = None
+# Of the memory a site allows, the share that decoded pictures may fill.
+_CACHE_SHARE = 0.25
+# What an answer holds beside the numbers: names and shapes of tensors, metrics of classes.
+_BYTES_PER_TENSOR = 250
+_BYTES_PER_CLASS = 400
+_ANSWER_BYTES = 4096
 
 
 class ModelForm(BaseModel):
@@ -80,7 +78,10 @@ class Site:
         data: its pictures, with its own class names.
         state: where personal tensors and whatever else outlives a round is kept, in a folder for each run.
         limits: what it allows, and where it computes.
+        traffic: how many bytes came in and were sent today; needed for a limit on them.
         progress: told how far each fit is.
+        refresh: asked before each request for the pictures as they are then; may refuse.
+        now: the local time; for tests.
     """
 
     def __init__(
@@ -90,47 +91,107 @@ class Site:
         state: Path,
         *,
         limits: Limits | None = None,
+        traffic: Traffic | None = None,
         progress: ProgressCallback = silent,
+        refresh: Callable[[], Dataset] | None = None,
+        now: Callable[[], datetime] = datetime.now,
     ) -> None:
         self.node_id = node_id
-        self._data, self._state = data, state
+        self._state = state
         self._limits, self._progress = limits or Limits(), progress
-        self._built: tuple[ModelForm, Client] | None = None
+        self._traffic, self._now = traffic, now
+        self._refresh = refresh or (lambda: data)
+        self._built: tuple[ModelForm, Dataset, Client] | None = None
+        # Before it has a model: what training adds is estimated on top of it.
+        self._memory_at_rest = psutil.Process().memory_info().rss
+        self._seconds_per_work: float | None = None
+        self._work = 0.0
 
     def __call__(self, request: Request, form: ModelForm) -> Record:
         """Train or test, as the request asks.
 
+        Outside its hours a site does not train, but tests: that is short, and rounds cannot be compared without it.
+
         Raises:
             ProtocolError: the request is for another node, model or version, or names a model that cannot be built.
-            DataError: the site marks a class that the model does not know.
+            LimitError: it asks for what the site does not allow.
+            DataError: the site marks a class that the model does not know, or its pictures are not there.
             ManyeyesError: whatever the learner or the disk refuses.
         """
-        if self._built is None or self._built[0] != form:
-            self._built = form, self._build(form)
-        return self._built[1].handle(request, self._progress)
+        limits, data = self._limits, self._refresh()
+        limits.check_architecture(form.architecture)
+        limits.check_pictures(len(data.split("train")))
+        if request.kind == FIT:
+            limits.check_hours(self._now(), None)
+        else:
+            self._check_traffic(_ANSWER_BYTES + _BYTES_PER_CLASS * len(form.names))
+        client = self._client(form, data)
+        began = time.monotonic()
+        record = client.handle(request, self._guard)
+        if request.kind == FIT and self._work:
+            self._seconds_per_work = (time.monotonic() - began) / self._work
+        return record
 
-    def _build(self, form: ModelForm) -> Client:
-        data = relabel(self._data, form.names)
+    def _client(self, form: ModelForm, data: Dataset) -> Client:
+        if self._built is None or self._built[0] != form or self._built[1] is not data:
+            self._built = form, data, self._build(form, data)
+        return self._built[2]
+
+    def _build(self, form: ModelForm, data: Dataset) -> Client:
+        data = relabel(data, form.names)
         weights = take(module_of(form.architecture, len(form.names)))
         template = Template(form.architecture, form.names, weights, form.imgsz)
-        learner = DetectorLearner(template, device=self._limits.device, threads=self._limits.threads)
-        return Client(self.node_id, learner, data, self._state / form.run, self._agree)
+        limits, most = self._limits, self._limits.memory_bytes
+        learner = DetectorLearner(
+            template,
+            device=limits.device,
+            threads=limits.threads,
+            most_cached=None if most is None else int(_CACHE_SHARE * most),
+        )
+        return Client(self.node_id, learner, data, self._state / form.run, partial(self._agree, learner, data))
 
-    def _agree(self, plan: FitPlan) -> FitPlan:
+    def _agree(self, learner: DetectorLearner, data: Dataset, plan: FitPlan) -> FitPlan:
         """The plan as this site carries it out.
 
         Raises:
-            ProtocolError: it asks for more than the site allows.
+            LimitError: it asks for more than the site allows.
         """
-        limits, train = self._limits, plan.train
-        pictures = len(self._data.split("train"))
-        epochs = train.steps * train.batch / pictures if train.steps else train.epochs
-        asked = {"epochs": epochs, "batch_size": train.batch, "imgsz": train.imgsz}
-        for name, most in (("epochs", limits.epochs), ("batch_size", limits.batch_size), ("imgsz", limits.imgsz)):
-            if most is not None and asked[name] > most:
-                raise ProtocolError(
-                    f"this site allows {name} up to {most}, and {asked[name]:g} were asked for",
-                    cure=f"Ask for less, or raise `{name}` in the node's configuration.",
-                )
+        limits, pictures = self._limits, len(data.split("train"))
+        limits.check_plan(plan.train, pictures)
         here = {"device": limits.device, "threads": limits.threads}
-        return plan.model_copy(update={"train": train.model_copy(update=here)})
+        plan = plan.model_copy(update={"train": plan.train.model_copy(update=here)})
+        self._work = _work(plan.train, pictures)
+        known = self._seconds_per_work
+        limits.check_hours(self._now(), None if known is None else known * self._work)
+        if self._traffic is not None:
+            # What a request holds beside the weights is SCAFFOLD's control variate, and the answer holds as much.
+            control = max(0, self._traffic.last_request - learner.template.weights.num_bytes)
+            self._check_traffic(control + _update_bytes(learner, plan))
+        # On a GPU the activations do not lie in main memory; what is taken there is still watched.
+        if limits.memory is not None and pick_device(limits.device).type == "cpu":
+            limits.check_memory(self._memory_at_rest + learner.training_bytes(data, plan.train), plan.train)
+        return plan
+
+    def _check_traffic(self, answer: int) -> None:
+        if self._traffic is not None:
+            self._limits.check_traffic(self._traffic.down + self._traffic.up, answer)
+
+    def _guard(self, at: Progress) -> None:
+        """Called while it trains: ends the session when the hours are over or the memory is used up."""
+        self._progress(at)
+        self._limits.check_hours_left(self._now())
+        if self._limits.memory is not None:
+            self._limits.check_memory_taken(psutil.Process().memory_info().rss)
+
+
+def _work(train: TrainSection, pictures: int) -> float:
+    """What the time of a round is taken to grow with: pictures passed through, and their area."""
+    return epochs_of(train, pictures) * pictures * train.imgsz**2
+
+
+def _update_bytes(learner: DetectorLearner, plan: FitPlan) -> int:
+    """Most bytes that the answer to a plan can have, without a control variate."""
+    template = learner.template.weights
+    deltas, buffers = learner.expected_tensors(plan)
+    sent = template.select(((deltas | buffers) - expand_personal(plan.personal, template)).__contains__)
+    return sent.num_bytes + _BYTES_PER_TENSOR * len(sent) + _ANSWER_BYTES

@@ -89,7 +89,9 @@ class Withdrawal:
     def lines(self) -> list[str]:
         """What a person reads before agreeing to it."""
         node, run, rebuild = self.node_id, self.run, self.rebuild
-        lines = [f"{node} is shut out: its key is never let in again, and the register says that it was withdrawn."]
+        lines = [
+            f"{node} will be shut out: its key is never let in again, and the register says that it was withdrawn."
+        ]
         if run is None:
             return [*lines, f"No run is looked at: what {node} gave to one stays in its model (--config, --rebuild)."]
         if not self.merged:

@@ -31,9 +31,11 @@ from manyeyes.learners.pictures import Picture, PictureCache
 from manyeyes.learners.round_states import RoundStates
 from manyeyes.learners.training import (
     BatchSource,
+    autocast,
     checkpoint_activations,
     cores,
     pick_device,
+    pick_precision,
     pin_threads,
     train,
 )
@@ -46,6 +48,13 @@ MAX_DETECTIONS = 300
 
 # What a process takes before it has a model: Python, torch, Ultralytics, OpenCV.
 _PROCESS_BYTES = 600_000_000
+# What training takes beyond what the forward pass keeps: gradients of activations and the convolutions' workspace, as a
+# share of it. Measured with yolov8n, fp32, batch 8, at 320 and 640 px.
+_BACKWARD_SHARE = 0.3
+# A frozen layer's input, what its convolution gives and what its activation gives are there at the same time.
+_FROZEN_COPIES = 3
+# Batches that are made while another is trained on, and what else a session keeps.
+_SESSION_BYTES = 50_000_000
 
 
 class DetectorLearner:
@@ -56,24 +65,39 @@ class DetectorLearner:
         device: "auto", "cpu", "cuda" or "cuda:N", for tests; training follows its plan.
         threads: CPU threads for tests; default: all this process may use.
         processes: among which the memory is shared that may keep decoded pictures.
+        most_cached: bytes that decoded pictures may take at most; default: a share of what is free.
 
     It can be pickled: what it has made for itself is made again on the other side.
     """
 
     def __init__(
-        self, template: Template, *, device: str = "auto", threads: int | None = None, processes: int = 1
+        self,
+        template: Template,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        processes: int = 1,
+        most_cached: int | None = None,
     ) -> None:
         self.template = template
-        self._pictures = PictureCache(0.25 / processes)
+        self._pictures = PictureCache(0.25 / processes, most_cached)
         self._processes = processes
+        self._most_cached = most_cached
         self._threads = threads
         self._device = pick_device(device)
         self._trained_module = module_of(template.architecture, len(template.names))
         self._tested_module: tuple[str, nn.Module] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        device, threads, processes = str(self._device), self._threads, self._processes
-        return partial(DetectorLearner, self.template, device=device, threads=threads, processes=processes), ()
+        made_again = partial(
+            DetectorLearner,
+            self.template,
+            device=str(self._device),
+            threads=self._threads,
+            processes=self._processes,
+            most_cached=self._most_cached,
+        )
+        return made_again, ()
 
     def sharing(self, processes: int, threads: int | None) -> DetectorLearner:
         """The same learner for one of several processes on this machine."""
@@ -262,6 +286,18 @@ class DetectorLearner:
                 cure=f"Use a batch of at most {fitting}, or train.accumulate, or a smaller train.imgsz{fewer}.",
             )
 
+    def training_bytes(self, data: Dataset, plan: TrainSection) -> int:
+        """Memory that a fit adds to this process on a CPU, estimated from above: model, activations, decoded pictures.
+
+        Activations of one picture are measured by a forward pass and multiplied, so it takes a moment.
+        """
+        fixed, part = 4 * self.template.weights.num_bytes, plan.batch // plan.accumulate
+        precision = pick_precision(plan.precision, pick_device(plan.device))
+        activations = part * self._activation_bytes(plan, plan.freeze, precision)
+        pictures = sum(_decoded_bytes(sample, plan.imgsz) for samples in data.splits.values() for sample in samples)
+        kept = _SESSION_BYTES + min(pictures, self._pictures.room)
+        return fixed + int((1 + _BACKWARD_SHARE) * activations) + kept
+
     def rows_that_fit(self, plan: TrainSection) -> int:
         """How many rows this machine can train at the same time: a core and its memory for each; one on a GPU."""
         if pick_device(plan.device).type == "cuda":
@@ -272,20 +308,15 @@ class DetectorLearner:
         by_memory = int(0.5 * _free_memory(plan) // each)
         return max(1, min(cores() // (plan.threads or 1), by_memory))
 
-    def _activation_bytes(self, plan: TrainSection) -> int:
+    def _activation_bytes(self, plan: TrainSection, freeze: int = 0, precision: torch.dtype = torch.float32) -> int:
+        """What the forward pass of one picture keeps for the backward pass, with the first `freeze` layers frozen."""
         module = module_of(self.template.architecture, len(self.template.names)).train()
-        seen: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            seen[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        side = min(plan.imgsz, 320)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            outputs = module(torch.zeros(1, 3, side, side))
-        del outputs
-        return int((sum(seen.values()) - self.template.weights.num_bytes) * (plan.imgsz / side) ** 2)
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(layer_of(name) >= freeze and ".dfl." not in name)
+        # Two sizes: weights are kept too, whatever the size, and only once for a whole batch.
+        smaller, larger = 2 * yolo.STRIDE, min(max(plan.imgsz, 4 * yolo.STRIDE), 320)
+        more = _kept_bytes(module, larger, freeze, precision) - _kept_bytes(module, smaller, freeze, precision)
+        return int(more / (larger**2 - smaller**2) * plan.imgsz**2)
 
     def check_views_fit(
         self, rows: Mapping[str, Sequence[Dataset]], plan: FitPlan, folder: Path, at_once: int = 1
@@ -426,6 +457,37 @@ class _OptimizerMemory:
 def _free_memory(plan: TrainSection) -> int:
     device = pick_device(plan.device)
     return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
+
+
+def _kept_bytes(module: nn.Module, side: int, freeze: int, precision: torch.dtype) -> int:
+    """Bytes kept for the backward pass of one picture, and those that pass through the first `freeze` layers."""
+    seen: dict[int, int] = {}
+    passing = [0]
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def measure(_: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            passing.append(output.nbytes)
+
+    frozen = [part for layer in cast(Any, module).model[:freeze] for part in layer.modules()]
+    hooks = [part.register_forward_hook(measure) for part in frozen]
+    kept = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with autocast(torch.device("cpu"), precision), kept:
+        outputs = module(torch.zeros(1, 3, side, side))
+    del outputs
+    for hook in hooks:
+        hook.remove()
+    return sum(seen.values()) + _FROZEN_COPIES * max(passing)
+
+
+def _decoded_bytes(sample: Sample, side: int) -> int:
+    """Of a picture as the cache keeps it: three channels, its longer side `side` pixels."""
+    scale = side / max(sample.width, sample.height)
+    return int(3 * sample.width * sample.height * scale**2)
 
 
 def _clearest(samples: Sequence[Sample], most: int) -> list[Sample]:

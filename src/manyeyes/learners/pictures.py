@@ -45,13 +45,18 @@ class PictureCache:
 
     Args:
         share: share of the memory available now that the cache may fill; what does not fit is decoded each time.
+        most: bytes that it may fill at most.
     """
 
-    def __init__(self, share: float = 0.25) -> None:
+    def __init__(self, share: float = 0.25, most: int | None = None) -> None:
         self._kept: dict[tuple[Path, int], Picture] = {}
         self._sizes: dict[Path, tuple[int, int]] = {}
         self._lock = threading.Lock()
         self._room = int(psutil.virtual_memory().available * share)
+        if most is not None:
+            self._room = min(self._room, most)
+        self.room = self._room
+        """Bytes that it may fill, when it is empty."""
 
     def get(self, path: Path, side: int) -> Picture:
         """The picture with its longer side scaled to `side` pixels, (h, w, 3) uint8 BGR; must not be written to."""

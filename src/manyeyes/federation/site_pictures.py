@@ -1,0 +1,63 @@
+"""A site's pictures as they lie on its disk: read at the start, looked for before each request."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from manyeyes.datasets import Dataset, check_decodable, load_dataset, raise_problem
+from manyeyes.errors import DataError
+
+__all__ = ["SitePictures"]
+
+_log = logging.getLogger(__name__)
+
+
+class SitePictures:
+    """Reads a data set, and again when pictures of it have gone and come back.
+
+    Args:
+        path: data.yaml or folder.
+        annotates: classes looked for here; default: what the data set says.
+
+    Attributes:
+        data: as it was read last.
+
+    Raises:
+        DataError: it cannot be trained on.
+    """
+
+    def __init__(self, path: Path, annotates: Sequence[str] | None = None) -> None:
+        self._path, self._annotates = path, annotates
+        self.data = self._read()
+
+    def current(self) -> Dataset:
+        """The data set, every picture of which is there now.
+
+        If some are not, it is read again: a disk may be away for a while, and pictures may have been taken out.
+
+        Raises:
+            DataError: it cannot be read; the reason names no file.
+        """
+        if all(sample.image.exists() for samples in self.data.splits.values() for sample in samples):
+            return self.data
+        try:
+            self.data = self._read()
+        except (DataError, OSError) as error:
+            _log.warning("the pictures are not there: %s", error)
+            raise DataError(
+                "this site's pictures cannot be read at the moment",
+                file=self._path,
+                cure="Is the disk there? The node goes on when they are back.",
+            ) from error
+        _log.warning("some pictures had gone; %d are left to train on", len(self.data.split("train")))
+        return self.data
+
+    def _read(self) -> Dataset:
+        data = load_dataset(self._path, annotates=self._annotates)
+        for split, samples in data.splits.items():
+            check_decodable(samples, raise_problem, split=split)
+        if not data.split("train"):
+            raise DataError("has no pictures to train on", file=self._path, cure="Give it a `train` split.")
+        return data
