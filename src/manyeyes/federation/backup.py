@@ -196,7 +196,7 @@ def _add_run(archive: tarfile.TarFile, files: dict[str, _File], run: Path) -> No
         return _add(archive, files, PurePosixPath(_RUN, *path.relative_to(run).parts), path)
 
     def checkpoints() -> list[Path]:
-        return [path for path in _files_of(run) if path.relative_to(run).parts[0] == CHECKPOINTS][::-1]
+        return [path for path in _files_of(run) if path.parent == run / CHECKPOINTS][::-1]
 
     # Only the last two are kept, so those that were listed may be gone when a slow disk comes to them.
     while listed := checkpoints():
@@ -204,7 +204,7 @@ def _add_run(archive: tarfile.TarFile, files: dict[str, _File], run: Path) -> No
         if any(added):
             break
     for path in sorted(_files_of(run), key=lambda path: path.name == RUNLOG):
-        if path.relative_to(run).parts[0] != CHECKPOINTS:
+        if path.parent != run / CHECKPOINTS:
             add(path)
 
 
