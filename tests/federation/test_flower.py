@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -393,7 +394,8 @@ def test_a_node_goes_away_before_its_bytes_of_the_day_are_exceeded_and_its_last_
     deployment.start("A", "node", *given)
     # 12 MB for the starting weights to test; each round 12 MB for the model to train, for the update and to test.
     assert coordinator.wait(200) == 2, deployment.said("coordinator")
-    assert "round 3 needs at least 1 nodes, but 0 can be reached" in deployment.said("coordinator")
+    # Flower may still take it for online when the round begins.
+    assert re.search(r"round 3 (needs at least 1 nodes|got 0 good updates)", deployment.said("coordinator"))
     assert "Away until midnight" in deployment.said("A")
     events = list(read_runlog(deployment.folder / "runs" / "first" / "runlog.jsonl"))
     received = [event for event in events if event["event"] == "update_received"]
