@@ -100,6 +100,7 @@ class AugmentSection(Section):
     hsv_s: float = Field(0.7, ge=0, le=1, description="fraction")
     hsv_v: float = Field(0.4, ge=0, le=1, description="fraction")
     fliplr: float = Field(0.5, ge=0, le=1, description="probability")
+    flipud: float = Field(0.0, ge=0, le=1, description="probability; where pictures have no up and down")
     scale: float = Field(0.5, ge=0, lt=1, description="gain ±")
     translate: float = Field(0.1, ge=0, le=1, description="fraction ±")
 

@@ -82,7 +82,8 @@ def of_ultralytics(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> View:
     queue: Iterator[float] = iter([*asked, 0, 0, 0, layout.scale, 0, 0, *centre, 1.0])
     with monkeypatch.context() as patch:
         patch.setattr(random, "uniform", lambda low, high: next(queue))
-        patch.setattr(random, "random", lambda: 0.0 if layout.flip else 1.0)
+        flips = iter(layout.flip)
+        patch.setattr(random, "random", lambda: 0.0 if next(flips) else 1.0)
         patch.setattr(np.random, "uniform", lambda low, high, size: np.array(layout.gains))
         transforms = Compose(
             [
@@ -90,6 +91,7 @@ def of_ultralytics(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> View:
                 RandomPerspective(size=(SIDE, SIDE)),
                 RandomHSV(*[float(any(layout.gains))] * 3),
                 RandomFlip(direction="horizontal", p=0.5),
+                RandomFlip(direction="vertical", p=0.5),
                 Format(bbox_format="xywh", normalize=True, batch_idx=False, bgr=0.0),
             ]
         )
@@ -108,13 +110,13 @@ def inside(layout: Layout) -> NDArray[np.bool_]:
             border[:, np.abs(at - edge) < margin] = True
         for edge in (y1, y2):
             border[np.abs(at - edge) < margin] = True
-    return ~(border[:, ::-1] if layout.flip else border)
+    return ~border[:: -1 if layout.flip[1] else 1, :: -1 if layout.flip[0] else 1]
 
 
 @pytest.mark.parametrize("mosaic", [True, False])
 @pytest.mark.parametrize("seed", range(12))
 def test_a_view_is_that_of_ultralytics(mosaic: bool, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = augmentation(AugmentSection(hsv_h=0, hsv_s=0, hsv_v=0))
+    ours = augmentation(AugmentSection(hsv_h=0, hsv_s=0, hsv_v=0, flipud=0.5))
     layout = ours.lay_out(seed % len(SHAPES), mosaic, np.random.default_rng(seed))
     view, theirs = ours.render(layout), of_ultralytics(layout, monkeypatch)
     torch.testing.assert_close(view.objects, theirs.objects, atol=1e-4, rtol=0)
@@ -132,7 +134,7 @@ def test_colours_change_as_those_of_ultralytics(seed: int, monkeypatch: pytest.M
 
 
 def test_draws_lie_in_the_ranges_asked_for() -> None:
-    section = AugmentSection(scale=0.3, translate=0.2, fliplr=0.25, hsv_h=0.1, hsv_s=0.5, hsv_v=0.3)
+    section = AugmentSection(scale=0.3, translate=0.2, fliplr=0.25, flipud=0.4, hsv_h=0.1, hsv_s=0.5, hsv_v=0.3)
     ours = augmentation(section)
     layouts = [ours.lay_out(1, True, np.random.default_rng(seed)) for seed in range(2000)]
     meets = np.array([layout.tiles[3].corner for layout in layouts]) / SIDE
@@ -148,7 +150,7 @@ def test_draws_lie_in_the_ranges_asked_for() -> None:
         assert low - 0.011 <= values.min() < low + 0.02 * (high - low)
         assert high - 0.02 * (high - low) < values.max() <= high
         assert values.mean() == pytest.approx((low + high) / 2, abs=0.03 * (high - low))
-    assert np.mean([layout.flip for layout in layouts]) == pytest.approx(0.25, abs=0.04)
+    assert np.mean([layout.flip for layout in layouts], axis=0) == pytest.approx([0.25, 0.4], abs=0.04)
     partners = np.bincount([tile.index for layout in layouts for tile in layout.tiles[1:]], minlength=len(SHAPES))
     assert partners / partners.sum() == pytest.approx(1 / len(SHAPES), abs=0.03)
     assert {layout.tiles[0].index for layout in layouts} == {1}

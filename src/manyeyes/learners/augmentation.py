@@ -46,14 +46,14 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What is drawn for one view: canvas coordinates c become view coordinates scale · c + shift, mirrored if flipped.
+    """What is drawn for one view: canvas coordinates c become view coordinates scale · c + shift, then mirrored.
 
     Attributes:
         canvas: (width, height) that boxes are clipped to.
         tiles: four pictures, or one.
         scale: pixels of the view for one of the canvas.
         shift: (x, y) in pixels of the view.
-        flip: mirrored left to right.
+        flip: mirrored left to right, and upside down.
         gains: of hue, saturation and value, each in [-1, 1].
     """
 
@@ -61,7 +61,7 @@ class Layout:
     tiles: tuple[Tile, ...]
     scale: float
     shift: tuple[float, float]
-    flip: bool
+    flip: tuple[bool, bool]
     gains: tuple[float, float, float]
 
 
@@ -135,7 +135,7 @@ class Augmentation:
             tiles,
             scale,
             (centre_x - scale * canvas[0] / 2, centre_y - scale * canvas[1] / 2),
-            bool(rng.random() < section.fliplr),
+            (bool(rng.random() < section.fliplr), bool(rng.random() < section.flipud)),
             (hue, saturation, value),
         )
 
@@ -181,11 +181,14 @@ class Augmentation:
         (x, y), picture = tile.corner, self._pictures[tile.index]
         seen = picture[tile.window[1] - y : tile.window[3] - y, tile.window[0] - x : tile.window[2] - x]
         warp = np.array([[scale, 0, corners[0] - left], [0, scale, corners[1] - top]])
-        target = view[top:bottom, left:right]
-        if layout.flip:
-            warp[0] = -scale, 0, right - 1 - corners[0]
-            target = view[top:bottom, side - right : side - left]
         size = (right - left, bottom - top)
+        if layout.flip[0]:
+            warp[0] = -scale, 0, right - 1 - corners[0]
+            left, right = side - right, side - left
+        if layout.flip[1]:
+            warp[1] = 0, -scale, bottom - 1 - corners[1]
+            top, bottom = side - bottom, side - top
+        target = view[top:bottom, left:right]
         target[:] = cv2.warpAffine(seen, warp, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
     def _objects(self, layout: Layout) -> Tensor:
@@ -199,8 +202,10 @@ class Augmentation:
         seen = (whole + np.array([*layout.shift, *layout.shift], dtype=np.float32)).clip(0, side)
         kept = _still_objects(whole, seen)
         x1, y1, x2, y2 = (seen[kept] / side).T
-        if layout.flip:
+        if layout.flip[0]:
             x1, x2 = 1 - x2, 1 - x1
+        if layout.flip[1]:
+            y1, y2 = 1 - y2, 1 - y1
         columns = (class_ids[kept], (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
         return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
 
