@@ -15,6 +15,7 @@ import pooled_peer
 import training_accuracy
 import views_accuracy
 from cells import RESULTS, Claim, commit
+from faults import FAULTS
 
 from manyeyes.weights import write_atomically
 
@@ -37,7 +38,7 @@ def origin(cells: dict[str, Cell]) -> str:
     """Seeds, commits and machine of some cells."""
     commits = sorted({cell["commit"] for cell in cells.values()})
     machines = sorted({f"{c['machine']['cpu']}, {c['machine']['cores']} cores" for c in cells.values()})
-    seeds = ", ".join(str(cell["seed"]) for cell in cells.values())
+    seeds = ", ".join(sorted({str(cell["seed"]) for cell in cells.values()}, key=int))
     older = "" if commits == [commit()] else " (an earlier commit than this table)"
     notes = sorted({cell["note"] for cell in cells.values() if "note" in cell})
     return " ".join([f"Seeds {seeds}; commit {', '.join(commits)}{older}; {'; '.join(machines)}.", *notes])
@@ -105,6 +106,29 @@ def of_claims(title: str, command: str, cells: dict[str, Cell], claims: Sequence
     return [*lines, ""]
 
 
+def of_faults(cells: dict[str, Cell]) -> list[str]:
+    """The section of what befell machines and networks."""
+    if not cells:
+        return []
+    lines = ["## Faults of machines and networks", "", "`python benchmarks/faults.py`", "", origin(cells), ""]
+    lines += ["| fault | outcome | rounds lost | seconds to recover |", "| --- | --- | --- | --- |"]
+    for name in (fault.__name__ for fault in FAULTS):
+        if name in cells:
+            row = cells[name]["samples"]
+            seconds = f"{row['seconds']:.0f}" if row["seconds"] else "–"
+            lines.append(f"| {row['fault']} | {row['outcome']} | {row['rounds_lost']} | {seconds} |")
+    return [*lines, ""]
+
+
+def of_overhead(cells: dict[str, Cell]) -> list[str]:
+    """The section of what a round costs across processes, with its parts."""
+    lines = of_claims("A round across processes", "python benchmarks/round_overhead.py", cells)
+    for cell in cells.values():
+        parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in cell["parts"].items())
+        lines += [f"Median seconds of a round: {parts}. Imports, once a node: {cell['imports']:.1f} s.", ""]
+    return lines
+
+
 def fill(readme: Path, name: str, cells: dict[str, Cell]) -> None:
     """Put the tables of some cells between a README's two marks of that name."""
     if not cells:
@@ -168,6 +192,8 @@ def main() -> None:
             "python benchmarks/round_cost.py",
             read("round_cost"),
         ),
+        *of_overhead(read("round_overhead")),
+        *of_faults(read("faults")),
         *of_claims(
             "Speed and memory of local training, against Ultralytics' trainer",
             "python benchmarks/training_speed.py",

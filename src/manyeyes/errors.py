@@ -9,6 +9,7 @@
     ├── LimitError                what a coordinator asks for and a site does not allow
     ├── ResourceError             memory, disk, permissions
     └── RunError                  a run that cannot go on: too few nodes, nothing to resume
+        └── AbsentNodesError      too few nodes are there; more may come
     Interrupted                   Ctrl-C or SIGTERM, after the last checkpoint was kept; exit code 130
 
 Anything else that escapes is a defect of ours and keeps its traceback.
@@ -21,6 +22,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 __all__ = [
+    "AbsentNodesError",
     "ConfigError",
     "DataError",
     "Interrupted",
@@ -97,6 +99,10 @@ class ResourceError(ManyeyesError):
 
 class RunError(ManyeyesError):
     """A run that cannot start or go on."""
+
+
+class AbsentNodesError(RunError):
+    """Too few nodes can be reached or answered; where they may come back, the round can be held again."""
 
 
 class Interrupted(ManyeyesError):  # noqa: N818 - an instruction of the user, not an error

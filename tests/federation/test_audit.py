@@ -69,6 +69,24 @@ def test_where_the_log_cannot_be_written_nothing_may_leave(tmp_path: Path) -> No
         AuditLog(tmp_path).answer(ASKED, UPDATE, UPDATE.to_bytes())
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_refusal_on_a_full_disk_is_written_when_there_is_room(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path)
+    log.answer(ASKED, UPDATE, UPDATE.to_bytes())
+    log.path.rename(tmp_path / "kept")
+    log.path.symlink_to("/dev/full")
+    with pytest.raises(ResourceError, match=r"No space left on device\), so nothing may leave this node"):
+        log.answer(ASKED, UPDATE, UPDATE.to_bytes())
+    log.refusal(ASKED, "no room")
+    log.refusal(ASKED, "still no room")
+    log.path.unlink()
+    (tmp_path / "kept").rename(log.path)
+    log.answer(ASKED, UPDATE, UPDATE.to_bytes())
+    entries = list(read_audit(log.path))
+    assert [entry["sent"] for entry in entries] == ["answer", "refusal", "refusal", "answer"]
+    assert [entry["values"].get("reason") for entry in entries[1:3]] == ["no room", "still no room"]
+
+
 def test_entries_are_json_in_one_line_each(tmp_path: Path) -> None:
     for line in filled(tmp_path).read_text().splitlines():
         assert isinstance(json.loads(line), dict)

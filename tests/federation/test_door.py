@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -22,8 +23,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import FastAPI
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
-from flwr.proto.fleet_pb2 import RegisterNodeFleetRequest
+from flwr.proto.control_pb2 import RegisterNodeRequest
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    ActivateNodeResponse,
+    PullMessagesRequest,
+    RegisterNodeFleetRequest,
+)
+from flwr.proto.node_pb2 import Node
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.routers.runtime.responses import router as responses
 from flwr.supercore.routers.runtime.router import create_runtime_router
 from flwr.superlink.routers.control.router import router as control
@@ -32,7 +41,7 @@ from flwr.superlink.routers.fleet.router import router as fleet
 from manyeyes.errors import ResourceError
 from manyeyes.federation import door as door_module
 from manyeyes.federation.admission import Members
-from manyeyes.federation.door import FLEET_PATHS, KEY_HEADER, SIGNATURE_HEADER, TIME_HEADER, Door, serve_door
+from manyeyes.federation.door import FLEET_PATHS, KEY_HEADER, SIGNATURE_HEADER, TIME_HEADER, Door, listen, serve_door
 from manyeyes.federation.keys import AUTHORITY, SERVER, make_authority
 from manyeyes.federation.presence import Presence
 
@@ -85,7 +94,7 @@ def superlink(folder: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def opened(door: Door, folder: Path) -> Iterator[str]:
     """Serve a door; yields its URL."""
-    server, listener = serve_door(door, folder, "127.0.0.1", 0)
+    server, listener = serve_door(door, folder), listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:
@@ -103,6 +112,10 @@ class Guarded:
     client: httpx.Client
     upstream: str
     folder: Path
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=str(self.folder / AUTHORITY))
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +242,61 @@ def test_a_request_that_is_too_large_is_cut_off(guarded: Guarded) -> None:
     assert (answer.status_code, answer.text) == (413, f"a request may carry at most {MAX_BODY} bytes")
 
 
+def activated(guarded: Guarded, client: httpx.Client, key: ec.EllipticCurvePrivateKey, node_id: str) -> int:
+    """What Flower calls a node that was admitted, told to it as a coordinator does, and that is online."""
+    if guarded.members.find(key.public_key()) is None:
+        guarded.members.admit(node_id, key.public_key())
+    control = ControlHttpClient.from_server_address(
+        guarded.upstream.removeprefix("https://"),
+        insecure=False,
+        root_certificates=(guarded.folder / AUTHORITY).read_bytes(),
+        interceptors=[],
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    control.RegisterNode(RegisterNodeRequest(public_key=public))
+    request = ActivateNodeRequest(public_key=public, heartbeat_interval=30).SerializeToString()
+    answer = client.post("/v1/fleet/activate-node", headers=signed(key), content=request)
+    assert answer.status_code == 200, answer.text
+    return ActivateNodeResponse.FromString(answer.content).node_id
+
+
+def test_a_question_waits_until_the_bell_rings_and_not_for_ever(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door = Door(guarded.members, guarded.upstream, guarded.folder / AUTHORITY)
+    key = ec.generate_private_key(ec.SECP256R1())
+    with opened(door, guarded.folder) as url, httpx.Client(base_url=url, verify=guarded.tls, trust_env=False) as client:
+        number = activated(guarded, client, key, "waiting")
+        question = PullMessagesRequest(node=Node(node_id=number)).SerializeToString()
+
+        def seconds() -> float:
+            began = time.monotonic()
+            answer = client.post("/v1/fleet/pull-messages", headers=signed(key), content=question, timeout=30)
+            assert (answer.status_code, answer.content) == (200, b"")
+            return time.monotonic() - began
+
+        monkeypatch.setattr(door_module, "_HOLD_SECONDS", 1.0)
+        assert 0.9 < seconds() < 5
+        monkeypatch.setattr(door_module, "_HOLD_SECONDS", 25.0)
+        threading.Timer(1.0, door.close).start()
+        assert 0.9 < seconds() < 10
+
+
+def test_an_answer_that_is_too_long_is_cut_off_whatever_it_is_cut_into(guarded: Guarded) -> None:
+    most = 1_000_000
+    door = Door(guarded.members, guarded.upstream, guarded.folder / AUTHORITY, most_bytes=most)
+    with opened(door, guarded.folder) as url, httpx.Client(base_url=url, verify=guarded.tls, trust_env=False) as client:
+        statuses = []
+        for _ in range(30):
+            answer = client.post("/v1/fleet/push-object", headers=signed(guarded.key), content=bytes(100_000))
+            statuses.append(answer.status_code)
+        assert 413 not in statuses[:20]
+        assert set(statuses[20:]) == {413}
+        assert answer.text == f"the answer is longer than the {most} bytes that one about this model can have"
+        assert door.too_long("A")
+        assert not door.too_long("B")
+
+
 def test_without_tls_nothing_is_said(guarded: Guarded) -> None:
     with pytest.raises(httpx.TransportError):
         httpx.post(guarded.url.replace("https", "http") + FLEET_PATHS[0], headers=signed(guarded.key))
@@ -245,9 +313,9 @@ def test_an_address_in_use_and_a_missing_certificate_are_told(tmp_path: Path, gu
     port = int(guarded.url.rsplit(":", 1)[1])
     door = Door(guarded.members, guarded.upstream, guarded.folder / AUTHORITY)
     with pytest.raises(ResourceError, match=rf"cannot listen on 127\.0\.0\.1:{port} \(Address already in use\)"):
-        serve_door(door, guarded.folder, "127.0.0.1", port)
+        listen("127.0.0.1", port)
     with pytest.raises(ResourceError, match="manyeyes coordinator init"):
-        serve_door(door, tmp_path, "127.0.0.1", 0)
+        serve_door(door, tmp_path)
     (tmp_path / SERVER).write_text("no certificate")
     with pytest.raises(ResourceError, match="cannot be used as a certificate"):
-        serve_door(door, tmp_path, "127.0.0.1", 0)
+        serve_door(door, tmp_path)

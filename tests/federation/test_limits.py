@@ -13,10 +13,11 @@ from manyeyes.datasets import load_dataset
 from manyeyes.errors import DataError, LimitError
 from manyeyes.federation.audit import AuditLog, read_audit
 from manyeyes.federation.flower import _told
+from manyeyes.federation.form import ModelForm
 from manyeyes.federation.hours import DayHours
 from manyeyes.federation.limits import Limits
 from manyeyes.federation.messages import EVALUATE, FIT, EvaluatePlan, evaluate_request, fit_request
-from manyeyes.federation.site import ModelForm, Site
+from manyeyes.federation.site import Site
 from manyeyes.federation.traffic import Traffic
 from manyeyes.federation.transport import Record, Request
 from manyeyes.learners.learner import FitPlan, Template

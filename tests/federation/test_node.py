@@ -44,7 +44,7 @@ def test_the_article_s_file_is_understood_as_it_stands(file: Path) -> None:
     assert config.data_path == file.parent / "data" / "node_a"
     limits = config.limits
     assert (limits.epochs, limits.batch_size, limits.imgsz, limits.device) == (15, 16, 640, "cpu")
-    assert (config.address, config.port, config.node_id) == ("localhost:5000", 5001, "A")
+    assert (config.place.address, config.port, config.node_id) == ("localhost:5000", 5001, "A")
 
 
 def test_every_key_can_come_from_the_environment(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_pictures_that_are_not_there_stop_a_node_at_its_start(file: Path, scenes
 def test_a_node_waits_for_its_coordinator_and_says_once_what_it_waits_for(
     file: Path, scenes: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("manyeyes.federation.node._REST_SECONDS", 0.01)
+    monkeypatch.setattr("manyeyes.federation.joining._REST_SECONDS", 0.01)
     config = prepared(file, scenes, min_pictures=10, authority="c/ca.crt")
     from manyeyes.federation.keys import make_authority
 
@@ -162,7 +162,8 @@ def test_a_node_waits_for_its_coordinator_and_says_once_what_it_waits_for(
 
     run_node(config, stop, status=status)
     said = [record.getMessage() for record in caplog.records]
-    assert [text for text in said if "cannot be reached" in text] == [status.not_ready]
+    assert status.not_ready == "nothing listens at localhost:1. Is the coordinator running?"
+    assert [text for text in said if "nothing listens" in text] == [f"{status.not_ready} (this node goes on trying)"]
     assert any(text.startswith("min_pictures: ") for text in said)
     assert (status.pictures, status.today()) == (9, (0, 0))
 

@@ -9,8 +9,9 @@ import pytest
 from manyeyes.config import ModelSection, TrainSection
 from manyeyes.datasets import load_dataset
 from manyeyes.errors import DataError, LimitError, ProtocolError
+from manyeyes.federation.form import ModelForm
 from manyeyes.federation.messages import EVALUATE, FIT, EvaluatePlan, evaluate_request, fit_request, read_update
-from manyeyes.federation.site import Limits, ModelForm, Site
+from manyeyes.federation.site import Limits, Site
 from manyeyes.federation.transport import Record, Request
 from manyeyes.learners.detector import DetectorLearner
 from manyeyes.learners.learner import FitPlan, Template

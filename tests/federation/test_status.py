@@ -96,6 +96,10 @@ def test_a_coordinator_that_waits_then_works(config: CoordinatorConfig) -> None:
         told = json.loads(json.dumps(status.to_dict()))
         assert (told["round"], told["rounds_done"], told["seconds_left"]) == (2, 1, pytest.approx(49.5))
         assert [node["doing"] for node in told["nodes"]] == ["sent", "trains", None]
+        writer({"event": "warning", "reason": "only one node answered; it is held again", "waits": True})
+        assert "waits for nodes: 1 of 2 are there" in shown(read_status(config.state))
+        writer(ROW_STARTED)
+        assert "in round 2 of 4" in shown(read_status(config.state))
     assert read_status(config.state).phase == "finished"
 
 

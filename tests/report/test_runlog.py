@@ -80,3 +80,15 @@ def test_a_finished_row_that_is_announced_again_keeps_its_test(new_run: Syntheti
     new_run.emit("row_started", row="together", nodes=["A"], rounds=5, resumed_from=5)
     events = without_redone(read_runlog(new_run.log.path))
     assert sum(e["event"] == "row_finished" for e in events) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_told_and_not_hidden_by_closing(tmp_path: Path) -> None:
+    path = tmp_path / "runlog.jsonl"
+    path.symlink_to("/dev/full")
+    log = RunLog(path)
+    with pytest.raises(
+        ResourceError, match=r"runlog\.jsonl: cannot be written \(No space left on device\)\. Make room"
+    ):
+        log.emit("round_started", round=1, cohort=[])
+    log.close()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections import Counter
@@ -35,6 +36,8 @@ AUDIT = "audit.jsonl"
 
 _FIRST = "0" * 64
 
+_log = logging.getLogger(__name__)
+
 
 class AuditLog:
     """Appends to a node's audit log.
@@ -51,6 +54,7 @@ class AuditLog:
         self.path = folder / AUDIT
         self._previous = _FIRST
         self._bytes: Counter[date] = Counter()
+        self._owed: list[dict[str, Any]] = []
         try:
             remove_unfinished_line(self.path)
         except OSError as error:
@@ -67,15 +71,19 @@ class AuditLog:
         Raises:
             ResourceError: the entry cannot be kept, so nothing may be sent.
         """
-        self._append(request, "answer", data, {"arrays": _arrays(record), "values": dict(record.values)})
+        what = {"arrays": _arrays(record), "values": dict(record.values)}
+        self._append(self._entry(request, "answer", data, what))
 
     def refusal(self, request: Request, reason: str) -> None:
-        """A request is about to be refused in these words.
-
-        Raises:
-            ResourceError: the entry cannot be kept, so nothing may be sent.
+        """A request is about to be refused in these words. They hold nothing of the site, so where the disk is full
+        they may be sent; the entry is kept in memory and written before the next.
         """
-        self._append(request, "refusal", reason.encode(), {"arrays": {}, "values": {"reason": reason}})
+        entry = self._entry(request, "refusal", reason.encode(), {"arrays": {}, "values": {"reason": reason}})
+        try:
+            self._append(entry)
+        except ResourceError as error:
+            _log.warning("%s; the entry of a refusal is written later", error)
+            self._owed.append(entry)
 
     def bytes_on(self, day: date) -> int:
         """Bytes of all that was sent on a day of this machine's local time."""
@@ -91,8 +99,14 @@ class AuditLog:
     def _count(self, entry: Mapping[str, Any]) -> None:
         self._bytes[date.fromtimestamp(entry["time"])] += entry["bytes"]
 
-    def _append(self, request: Request, sent: str, data: bytes, what: dict[str, Any]) -> None:
-        entry = {
+    def _append(self, entry: dict[str, Any]) -> None:
+        while self._owed:
+            self._write(self._owed[0])
+            del self._owed[0]
+        self._write(entry)
+
+    def _entry(self, request: Request, sent: str, data: bytes, what: dict[str, Any]) -> dict[str, Any]:
+        return {
             "time": round(time.time(), 3),
             "request": request.request_id,
             "kind": request.kind,
@@ -100,11 +114,13 @@ class AuditLog:
             "bytes": len(data),
             "sha256": _hash(data),
             **what,
-            "previous": self._previous,
         }
-        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        line = json.dumps({**entry, "previous": self._previous}, ensure_ascii=False).encode() + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            remove_unfinished_line(self.path)
             with self.path.open("ab") as file:
                 file.write(line)
                 file.flush()

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from manyeyes.errors import ConfigError, Interrupted
+from manyeyes.errors import AbsentNodesError, ConfigError, Interrupted
 from manyeyes.federation.admission import Members
 from manyeyes.federation.coordinator_config import CHECKPOINTS, CoordinatorConfig, load_coordinator_config
 from manyeyes.federation.deployment import superlink
-from manyeyes.federation.door import Door, serve_door
+from manyeyes.federation.door import Door, listen, serve_door
 from manyeyes.federation.flower import FlowerTransport, RuntimeAddress
+from manyeyes.federation.form import ModelForm
 from manyeyes.federation.keys import AUTHORITY, SERVER, expiry_warning
+from manyeyes.federation.messages import longest_answer
 from manyeyes.federation.presence import Presence
-from manyeyes.federation.rounds import RowResult, Stop, run_rounds
-from manyeyes.federation.site import ModelForm
+from manyeyes.federation.rounds import Expected, RowResult, Stop, run_rounds
+from manyeyes.federation.transport import Transport
 from manyeyes.learners.detector import DetectorLearner
 from manyeyes.learners.learner import Template
 from manyeyes.learners.models import build_template, save_model
 from manyeyes.report.provenance import provenance
 from manyeyes.report.runlog import COORDINATOR, Emit
 
-__all__ = ["CoordinatorConfig", "load_coordinator_config", "require_certificate", "run_coordinator"]
+__all__ = ["CoordinatorConfig", "hold", "load_coordinator_config", "require_certificate", "run_coordinator"]
 
 _ROW = "together"
+_REST_SECONDS = 1.0
+# How often in a row a round is held for which nodes were gone or silent, before somebody must look.
+_ATTEMPTS = 5
 
 
 def run_coordinator(
@@ -53,33 +60,112 @@ def run_coordinator(
         Interrupted: `stop` named a signal; every finished round is kept.
     """
     require_certificate(config)
+    found = [_check_validity(config.state / name) for name in (AUTHORITY, SERVER)]
+    warnings = [warning for warning in found if warning]
     imgsz = config.evaluate.imgsz or config.train.imgsz
     template = build_template(config.model, config.names, seed=config.seed, imgsz=imgsz)
+    expected = DetectorLearner(template, device="cpu").expected_tensors
+    result = hold(
+        config,
+        template,
+        expected,
+        emit,
+        stop,
+        resume=resume,
+        listening=listening,
+        presence=presence,
+        warnings=warnings,
+    )
+    for suffix in ("safetensors", "pt"):
+        save_model(config.run_folder / f"final.{suffix}", template, result.weights)
+    return result
+
+
+def hold(
+    config: CoordinatorConfig,
+    template: Template,
+    expected: Expected,
+    emit: Emit,
+    stop: Stop,
+    *,
+    resume: bool,
+    listening: Callable[[int], None],
+    presence: Presence | None = None,
+    warnings: Sequence[str] = (),
+) -> RowResult:
+    """Open the door, wait for nodes and hold the rounds of a run of any model.
+
+    Parameters as of `run_coordinator`; `warnings` are told when the run has begun.
+    """
+    most_bytes = longest_answer(template.weights)
     members = Members(config.state)
-    with superlink(config.state) as address, _open_door(config, members, address, presence) as port:
-        listening(port)
+    with (
+        listen(config.host, config.port) as listener,
+        superlink(config.state) as address,
+        _open_door(config, members, address, listener, most_bytes, presence) as door,
+    ):
+        listening(int(listener.getsockname()[1]))
         emit("run_started", **_description(config, template))
-        if warning := expiry_warning(config.state / SERVER):
+        for warning in warnings:
             emit("warning", row=_ROW, reason=warning)
-        with FlowerTransport(address, members, ModelForm.of(template, config.name)) as transport:
-            _wait_for_nodes(transport, config.federation.min_nodes, stop)
-            result = run_rounds(
+        form = ModelForm.of(template, config.name)
+        with FlowerTransport(address, members, form, most_bytes=most_bytes, door=door) as transport:
+            return _hold_rounds(config, template, expected, transport, emit, stop, resume)
+
+
+def _check_validity(path: Path) -> str | None:
+    """A warning of a certificate that expires soon; one with which no node would speak is refused."""
+    warning = expiry_warning(path)
+    if warning and "expired on" in warning:
+        cure = "manyeyes coordinator renew"
+        if path.name == AUTHORITY:
+            cure = (
+                "Make a new authority with `manyeyes coordinator init --folder OTHER`, and give its ca.crt to all nodes"
+            )
+        raise ConfigError("has expired, so no node would come", file=path, cure=f"{cure}.")
+    return warning
+
+
+def _hold_rounds(
+    config: CoordinatorConfig,
+    template: Template,
+    expected: Expected,
+    transport: Transport,
+    emit: Emit,
+    stop: Stop,
+    resume: bool,
+) -> RowResult:
+    """All rounds; one for which too many nodes were gone is held again when enough are there."""
+    failed = 0
+
+    def told(event: str, **fields: Any) -> None:
+        nonlocal failed
+        failed = 0 if event == "round_finished" else failed
+        emit(event, row=_ROW, **fields)
+
+    while True:
+        _wait_for_nodes(transport, config.federation.min_nodes, stop, begun=resume)
+        try:
+            return run_rounds(
                 transport,
                 template,
                 train=config.train,
                 federation=config.federation,
                 evaluate=config.evaluate,
                 seed=config.seed,
-                expected=DetectorLearner(template, device="cpu").expected_tensors,
+                expected=expected,
                 folder=config.run_folder / CHECKPOINTS,
-                emit=lambda event, **fields: emit(event, row=_ROW, **fields),
+                emit=told,
                 resume=resume,
                 stop=stop,
                 test_start=config.test_start,
             )
-    for suffix in ("safetensors", "pt"):
-        save_model(config.run_folder / f"final.{suffix}", template, result.weights)
-    return result
+        except AbsentNodesError as error:
+            failed += 1
+            if failed == _ATTEMPTS:
+                raise
+            told("warning", reason=f"{error.reason}; it is held again when enough nodes are there", waits=True)
+            resume = True
 
 
 def require_certificate(config: CoordinatorConfig) -> None:
@@ -115,22 +201,30 @@ def _description(config: CoordinatorConfig, template: Template) -> dict[str, Any
 
 @contextmanager
 def _open_door(
-    config: CoordinatorConfig, members: Members, address: RuntimeAddress, presence: Presence | None
-) -> Iterator[int]:
-    door = Door(members, f"https://{address.address}", config.state / AUTHORITY, presence=presence)
-    server, listener = serve_door(door, config.state, config.host, config.port)
+    config: CoordinatorConfig,
+    members: Members,
+    address: RuntimeAddress,
+    listener: socket.socket,
+    most_bytes: int,
+    presence: Presence | None = None,
+) -> Iterator[Door]:
+    upstream = f"https://{address.address}"
+    door = Door(members, upstream, config.state / AUTHORITY, most_bytes=most_bytes, presence=presence)
+    server = serve_door(door, config.state)
     # uvicorn takes signals over only in the main thread, and there they are ours.
     thread = threading.Thread(target=server.run, args=([listener],), name="manyeyes-door", daemon=True)
     thread.start()
     try:
-        yield int(listener.getsockname()[1])
+        yield door
     finally:
+        door.close()
         server.should_exit = True
         thread.join(10.0)
 
 
-def _wait_for_nodes(transport: FlowerTransport, least: int, stop: Stop) -> None:
+def _wait_for_nodes(transport: Transport, least: int, stop: Stop, *, begun: bool) -> None:
     while len(transport.nodes()) < least:
         if signal := stop():
-            raise Interrupted(signal, cure="No round was begun; start it again when nodes are there.")
-        time.sleep(1.0)
+            kept = "Finished rounds are kept; go on with --resume" if begun else "No round was begun; start it again"
+            raise Interrupted(signal, cure=f"{kept} when nodes are there.")
+        time.sleep(_REST_SECONDS)

@@ -7,8 +7,12 @@ our state folder, and neither look for updates nor report anything to anybody.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import re
 import secrets
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -30,6 +34,16 @@ _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 # How long a node that is stopped goes on trying to send its last answer.
 _SEND_SECONDS = 25.0
+# A process that ends more often than this within ten minutes would end again.
+_REVIVALS, _REVIVAL_SECONDS = 5, 600.0
+# Less room than this on a disk and its database cannot grow by one message.
+_LEAST_ROOM = 16 * 2**20
+
+# Of so many lines at the end of a log the last that tells of an error is what a person looks for.
+_LAST_LINES = 30
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -49,9 +63,11 @@ def superlink(folder: Path) -> Iterator[RuntimeAddress]:
     command += [f"--ssl-{kind}file={folder / name}" for kind, name in tls.items()]
     command += ["--enable-supernode-auth", "--isolation", "process", "--disable-runtime-dependency-installation"]
     command += ["--database", str(folder / "superlink.db"), "--superexec-auth-secret-file", str(secret)]
-    with _running(command, folder, port) as process:
+    with _Child(command, folder, port) as child:
         authority = (folder / AUTHORITY).read_bytes()
-        yield RuntimeAddress(f"localhost:{port}", secret.read_text(), authority, lambda: process.poll() is None)
+        yield RuntimeAddress(
+            f"localhost:{port}", secret.read_text(), authority, child.runs, child.revive, child.trouble
+        )
 
 
 @contextmanager
@@ -73,13 +89,16 @@ def supernode(folder: Path, coordinator: str, authority: Path) -> Iterator[Runti
     command += ["--host", _LOOPBACK, "--port", str(port), "--superexec-auth-secret-file", str(secret)]
     log = _log_of(command, folder)
     begins = log.stat().st_size if log.exists() else 0
-    with _running(command, folder, port) as process:
-
-        def runs() -> bool:
-            return process.poll() is None
-
-        wait = partial(_wait_until_sent, log, begins, runs)
-        yield RuntimeAddress(f"{_LOOPBACK}:{port}", secret.read_text(), None, runs, wait)
+    with _Child(command, folder, port) as child:
+        wait = partial(_wait_until_sent, log, begins, child.runs)
+        yield RuntimeAddress(
+            f"{_LOOPBACK}:{port}",
+            secret.read_text(),
+            None,
+            child.runs,
+            trouble=child.trouble,
+            wait_until_sent=wait,
+        )
 
 
 # What a SuperNode of Flower 1.41 logs when it is done with an answer. It tells nobody else, and when it is stopped
@@ -119,42 +138,101 @@ if os.getppid() == int(sys.argv[1]):
 """
 
 
-@contextmanager
-def _running(command: Sequence[str], folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A child process of Flower's from when it listens until the block is left."""
-    log = _log_of(command, folder)
-    environment = {
-        **os.environ,
-        "FLWR_HOME": str(folder / "flwr"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-    }
-    program = Path(sys.executable).with_name(command[0])
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-c", _TIED, str(os.getpid()), str(program), *command[1:]],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=environment,
-                # Ctrl-C is for us: we end it when the round is kept.
-                start_new_session=True,
+class _Child:
+    """A child process of Flower's; a context manager within which it listens on its port."""
+
+    def __init__(self, command: Sequence[str], folder: Path, port: int) -> None:
+        self._command, self._folder, self._port = command, folder, port
+        self._log = _log_of(command, folder)
+        self._revivals: list[float] = []
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> _Child:
+        self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def revive(self) -> None:
+        """Start it again if it has ended.
+
+        Raises:
+            RunError: it ends again and again.
+            ResourceError: there is no room for what it keeps.
+        """
+        free = shutil.disk_usage(self._folder).free
+        if free < _LEAST_ROOM:
+            raise ResourceError(
+                f"only {free / 1e6:.0f} MB are free on this disk, too few for what nodes send",
+                file=self._folder,
+                cure="Make room, then start again with --resume.",
             )
-    except OSError as error:
-        raise ResourceError(
-            f"cannot be started ({error.strerror})", file=program, cure="pip install 'manyeyes[federation]'"
-        ) from error
-    try:
-        _wait_until_it_listens(process, port, log)
-        yield process
-    finally:
-        process.terminate()
+        if self.runs():
+            return
+        assert self._process is not None
+        _log.warning("%s has ended (%s); it is started again", self._command[0], _how(self._process.returncode))
+        now = time.monotonic()
+        self._revivals = [when for when in self._revivals if now - when < _REVIVAL_SECONDS] + [now]
+        if len(self._revivals) > _REVIVALS:
+            raise RunError(
+                f"{self._command[0]} ended {len(self._revivals)} times: {self.trouble()}",
+                file=self._log,
+                cure="Mend what its log says, then start again with --resume.",
+            )
+        self._start()
+
+    def trouble(self) -> str:
+        """The last thing it said."""
+        return _last_line(self._log)
+
+    def _start(self) -> None:
+        environment = {
+            **os.environ,
+            "FLWR_HOME": str(self._folder / "flwr"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+        }
+        program = Path(sys.executable).with_name(self._command[0])
+        try:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            with self._log.open("ab") as output:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _TIED, str(os.getpid()), str(program), *self._command[1:]],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=environment,
+                    # Ctrl-C is for us: we end it when the round is kept.
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise ResourceError(
+                f"cannot be started ({error.strerror})", file=program, cure="pip install 'manyeyes[federation]'"
+            ) from error
+        try:
+            _wait_until_it_listens(self._process, self._port, self._log)
+        except BaseException:
+            self._stop()
+            raise
+
+    def _stop(self) -> None:
+        if self._process is None:
+            return
+        self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_STOP_SECONDS)
-        process.kill()
-        process.wait()
+            self._process.wait(_STOP_SECONDS)
+        self._process.kill()
+        self._process.wait()
+
+
+def _how(code: int) -> str:
+    """An exit code as people say it; negative for the signal that ended a process."""
+    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
 
 def _log_of(command: Sequence[str], folder: Path) -> Path:
@@ -173,5 +251,7 @@ def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, log: Pat
 
 
 def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    text = _COLOURS.sub("", log.read_text(errors="replace"))
+    lines = [line.strip() for line in text.splitlines() if line.strip()][-_LAST_LINES:]
+    telling = [line for line in lines if "INFO" not in line and ("error" in line.lower() or "fail" in line.lower())]
+    return (telling or lines or ["it said nothing"])[-1]

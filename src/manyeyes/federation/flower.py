@@ -4,6 +4,9 @@ Flower carries bytes and says who is there; nothing else of it is used. At the c
 one task of a run and its Grid. At a node `serve_requests` takes tasks from the SuperNode and answers them in this
 process, which stays warm; what a task brings as code is not looked at beyond its hash, and never run.
 
+Flower's Grid waits for ever for a SuperLink that is gone and for an answer of which only a part came, and holds up
+everything else meanwhile. So the transport asks the SuperLink itself, one short question at a time.
+
 Flower keeps who is at work in a variable of the process (`TaskIdentity`), so a process is a coordinator or a node.
 """
 
@@ -12,36 +15,46 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from threading import Event
+from typing import Any, Protocol, TypeVar
 
 import httpx
 from cryptography.hazmat.primitives import serialization
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.app.error import Error
 from flwr.cli.build import build_fab_from_files
-from flwr.common.serde import context_from_proto, run_from_proto
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import context_from_proto
 from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, StartRunRequest
 from flwr.proto.fab_pb2 import Fab
+from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
+    GetNodesRequest,
     PullAppMessagesRequest,
     PullTaskInputRequest,
+    PullTaskInputResponse,
     PushTaskOutputRequest,
+    SendTaskHeartbeatRequest,
 )
 from flwr.supercore.control.control_http_client import ControlHttpClient
-from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
 )
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
+    ObjectPushError,
     ObjectUnavailableError,
+    inflate_object_from_contents,
     pull_and_inflate_object_from_tree,
 )
 from flwr.supercore.interceptors import (
@@ -51,20 +64,22 @@ from flwr.supercore.interceptors import (
 )
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 from manyeyes.errors import LimitError, ManyeyesError, ProtocolError, RunError
 from manyeyes.federation.admission import Members
 from manyeyes.federation.audit import AuditLog
+from manyeyes.federation.form import ModelForm
+from manyeyes.federation.hello import Greeting, Work
 from manyeyes.federation.messages import EVALUATE, FIT, PROTOCOL_VERSION
-from manyeyes.federation.site import ModelForm
 from manyeyes.federation.transport import Record, Reply, Request
 
-__all__ = ["FlowerTransport", "RuntimeAddress", "fab", "serve_requests"]
+__all__ = ["Doorkeeper", "FlowerTransport", "RuntimeAddress", "deactivation", "fab", "serve_requests"]
 
 Answer = Callable[[Request, ModelForm], Record]
 """What a node does with a request; raises errors of ours, whose words are sent in place of an answer."""
+
+_T = TypeVar("_T")
 
 _PART = "manyeyes"
 _MESSAGE_TYPES = {FIT: "train", EVALUATE: "evaluate"}
@@ -73,12 +88,31 @@ _MAX_ID = 200
 _MAX_REASON = 500
 # How often the SuperLink and the SuperNode, both on this machine, are asked for something new, in seconds.
 _POLL = 0.2
+# And how often the SuperLink is asked for answers when the door has not heard of any.
+_LOOK = 1.0
 _PATIENCE = 60.0
+# A node that is idle hears of a request within a second or so.
+_LOST_AFTER = 20.0
+# An answer is a record, what is said about it, and the record's bytes in parts of some megabytes.
+_MOST_PARTS = 10_000
+# What Flower says in a node's place: it is gone, its trainer was silent, or a part of the message is not there.
+_ABSENT = {
+    ErrorCode.NODE_UNAVAILABLE: "is not online any more",
+    ErrorCode.CLIENT_APP_CRASHED: "its trainer was silent for a minute",
+    ErrorCode.MESSAGE_UNAVAILABLE: "the request is not there any more",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "the answer is not there any more",
+}
+# The SuperLink refuses a token that it has given up: 401; or a run that has ended: 403.
+_LOST = frozenset({httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN})
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 
 _UNREAD = Request("unread", "", "unread", Record())
 
 _log = logging.getLogger(__name__)
+
+
+def _nothing() -> None:
+    """A machine that needs no help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +124,9 @@ class RuntimeAddress:
         secret: who does not know it gets no task.
         authority: certificate (PEM) that signed the server's; None where it speaks plainly, on loopback alone.
         runs: whether the process that listens there still does.
+        revive: starts it again, at the same address, if it has ended; raises RunError if that does not help, and
+            ResourceError if its disk is full.
+        trouble: what may be wrong with it, in words.
         wait_until_sent: returns when a SuperNode has sent so many answers on, or cannot.
     """
 
@@ -97,6 +134,8 @@ class RuntimeAddress:
     secret: str
     authority: bytes | None = None
     runs: Callable[[], bool] = lambda: True
+    revive: Callable[[], None] = _nothing
+    trouble: Callable[[], str] = lambda: "it did not say why"
     wait_until_sent: Callable[[int], None] = lambda answers: None
 
     def client(self, component: str, token: str | None = None) -> RuntimeHttpClient:
@@ -112,6 +151,11 @@ class RuntimeAddress:
             root_certificates=self.authority,
             interceptors=[RuntimeVersionHttpInterceptor(component_name=component), guard],
         )
+
+
+def deactivation(number: int) -> tuple[str, bytes]:
+    """Path and body of the request with which a node says that its SuperNode is not online any more."""
+    return "/v1/fleet/deactivate-node", DeactivateNodeRequest(node_id=number).SerializeToString()
 
 
 @cache
@@ -141,66 +185,141 @@ clientapp = "installed:none"
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A request on its way: to which of Flower's nodes, how long its record was, and since when the node was there."""
+    """A request on its way: to which of Flower's nodes, how long its record was, and when it was sent."""
 
     request: Request
     address: int
     num_bytes: int
-    there_since: str
+    when: float = field(default_factory=time.monotonic)
 
-    def failed(self, reason: str) -> Reply:
+    def failed(self, reason: str, *, absent: bool = False) -> Reply:
         request = self.request
-        return Reply(request.request_id, request.node_id, None, error=reason[:_MAX_REASON], bytes_down=self.num_bytes)
+        return Reply(
+            request.request_id,
+            request.node_id,
+            None,
+            error=reason[:_MAX_REASON],
+            bytes_down=self.num_bytes,
+            absent=absent,
+        )
+
+    def without_record(self) -> _Sent:
+        return replace(self, request=replace(self.request, record=Record()))
+
+
+@dataclass(slots=True)
+class _Arriving:
+    """An answer of which some parts may still be missing."""
+
+    sent: _Sent
+    message_id: str
+    missing: list[str]
+    parts: dict[str, bytes] = field(default_factory=dict)
+    num_bytes: int = 0
+    passed: int = 0
+    moved: float = field(default_factory=time.monotonic)
+
+    def stands_still(self, passed: int) -> bool:
+        """Whether its node, which has sent so many bytes by now, has sent nothing for a while."""
+        if passed != self.passed:
+            self.passed, self.moved = passed, time.monotonic()
+        return time.monotonic() - self.moved > _LOST_AFTER
+
+
+class Doorkeeper(Protocol):
+    """What a transport and the door of its coordinator tell each other."""
+
+    def ring(self) -> None:
+        """There is something new for a node."""
+
+    def heard(self, node_id: str) -> Greeting | None:
+        """What a node said of itself when it was last heard."""
+
+    def met(self, numbers: Mapping[str, int]) -> None:
+        """What Flower calls the nodes."""
+
+    def too_long(self, node_id: str) -> bool:
+        """Whether a node has sent more, since this was last asked, than an answer can hold."""
+
+    def passed(self, node_id: str) -> int:
+        """Bytes of answers that a node has sent; a number that does not change means that it sends none."""
+
+    def wait(self, timeout: float) -> None:
+        """Until a node has sent something, or for so many seconds."""
+
+
+class _Nobody:
+    """Where there is no door."""
+
+    def ring(self) -> None:
+        pass
+
+    def heard(self, node_id: str) -> Greeting | None:
+        return None
+
+    def met(self, numbers: Mapping[str, int]) -> None:
+        pass
+
+    def too_long(self, node_id: str) -> bool:
+        return False
+
+    def passed(self, node_id: str) -> int:
+        return 0
+
+    def wait(self, timeout: float) -> None:
+        time.sleep(min(timeout, _POLL))
 
 
 class FlowerTransport:
     """A transport over a SuperLink that runs on this machine; a context manager that holds a run of Flower's.
 
+    A SuperLink that ends is started again and goes on from its database; a run that it gave up is opened anew, and
+    what was asked in it is asked again.
+
     Args:
         superlink: where its SuperLink listens.
         members: the nodes that may take part; those that Flower does not know yet are made known to it.
         form: of the model that all requests are about.
+        most_bytes: length of the longest answer; the rest of a longer one is not fetched.
+        door: knows what nodes say of themselves; one that does not know what it was asked, since a line broke or it
+            was killed and is there again, is asked again.
 
     Raises:
         RunError: the SuperLink gave no task.
     """
 
-    def __init__(self, superlink: RuntimeAddress, members: Members, form: ModelForm) -> None:
-        self._members, self._form = members, form.model_dump_json()
+    def __init__(
+        self,
+        superlink: RuntimeAddress,
+        members: Members,
+        form: ModelForm,
+        *,
+        most_bytes: int = 2**31,
+        door: Doorkeeper | None = None,
+    ) -> None:
+        self._door = door or _Nobody()
+        self._superlink, self._members, self._form = superlink, members, form.model_dump_json()
+        self._most_bytes = most_bytes
         self._pending: dict[str, _Sent] = {}
-        self._gone: list[Reply] = []
-        self._there_since: dict[int, str] = {}
+        self._arriving: list[_Arriving] = []
+        self._returning: list[_Sent] = []
+        self._done: list[Reply] = []
+        self._latest: dict[str, str] = {}
+        self._unwanted: set[str] = set()
         self._control = ControlHttpClient.from_server_address(
             superlink.address,
             insecure=superlink.authority is None,
             root_certificates=superlink.authority,
             interceptors=[RuntimeVersionHttpInterceptor(component_name="manyeyes")],
         )
-        self._register()
-        content, digest = fab()
-        self._control.StartRun(StartRunRequest(fab=Fab(hash_str=digest, content=content)))
-        token = _acquire(superlink)
-        self._grid = HttpGrid(
-            superlink.address, superlink.authority is None, root_certificates=superlink.authority, token=token
-        )
-        self._heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(self._grid._runtime_client))
-        self._heartbeat.start()
-        given = self._grid._runtime_client.PullTaskInput(PullTaskInputRequest())
-        TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
-        TaskIdentity.node_id = given.context.node_id
-        self._grid.set_run(run_from_proto(given.run))
+        self._mended(self._register)
+        self._task = self._mended(lambda: _Task(superlink, self._control))
 
     def __enter__(self) -> FlowerTransport:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        status = "completed" if kind is None else "stopped"
-        try:
-            self._grid._runtime_client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=""))
-        except httpx.HTTPError as error:
-            _log.warning("the SuperLink could not be told that the run has ended: %s", error)
-        self._heartbeat.stop()
-        self._grid.close()
+        self._task.end("completed" if kind is None else "stopped")
         self._control.close()
 
     def nodes(self) -> Sequence[str]:
@@ -212,95 +331,360 @@ class FlowerTransport:
 
         Raises:
             RunError: the SuperLink does not answer.
+            ResourceError: it has no room to keep a request.
         """
         addresses = self._addresses()
+        self._latest |= {request.node_id: request.request_id for request in requests}
+        self._returning = [sent for sent in self._returning if self._counts(sent)]
+        self._drop_records()
         for request in requests:
-            if request.node_id not in addresses:
-                self._gone.append(Reply(request.request_id, request.node_id, None, error="is not online any more"))
-                continue
-            data = request.record.to_bytes()
-            about = {"request_id": request.request_id, "node_id": request.node_id, "model": self._form}
-            content = _packed(data, about)
-            message = Message(
-                content, dst_node_id=addresses[request.node_id], message_type=_MESSAGE_TYPES[request.kind]
-            )
-            with _answering():
-                (message_id,) = self._grid.push_messages([message])
-            # Without its record: who never answers must not keep a round's weights in memory.
-            sent = replace(request, record=Record())
-            address = addresses[request.node_id]
-            self._pending[message_id] = _Sent(sent, address, len(data), self._there_since[address])
+            if request.node_id in addresses:
+                self._hand_over(request, addresses[request.node_id])
+            else:
+                sent = _Sent(request, 0, 0)
+                self._done.append(sent.failed("is not online any more", absent=True))
 
     def receive(self, timeout: float | None) -> list[Reply]:
-        """Wait for replies; empty when the time is up, or at once when nothing is pending."""
-        if self._gone:
-            gone, self._gone = self._gone, []
-            return gone
+        """Wait for replies; empty when the time is up, or at once when nothing is pending.
+
+        Raises:
+            RunError: the SuperLink does not answer.
+            ResourceError: there is no room for what nodes send.
+        """
         ends = None if timeout is None else time.monotonic() + timeout
-        while self._pending:
-            replies = [reply for reply in map(self._reply, self._pull()) if reply]
-            left = _POLL if ends is None else ends - time.monotonic()
+        while self._pending or self._arriving or self._returning or self._done:
+            # What has no room here is never heard of: Flower loses it, and the node believes it was sent.
+            self._superlink.revive()
+            self._ask_again()
+            self._call(self._look)
+            self._call(self._fetch)
+            replies, self._done = self._done, []
+            left = _LOOK if ends is None else ends - time.monotonic()
             if replies or left <= 0:
                 return replies
-            time.sleep(min(_POLL, left))
+            self._door.wait(min(_LOOK, left))
         return []
 
     def cancel(self, request_ids: Sequence[str]) -> list[str]:
-        """None: Flower cannot take a message back, and does not tell which a node has begun."""
-        return []
+        """Those whose node is not there: Flower cannot take a message back, and does not tell which a node has begun.
 
-    def _pull(self) -> Iterable[Message]:
-        try:
-            return list(self._grid.pull_messages(list(self._pending)))
-        except httpx.HTTPError as error:
-            _log.warning("the SuperLink did not answer: %s", error)
-            return []
+        One that its node turns out not to know of is not asked again, but answered with an error.
+        """
+        self._unwanted.update(request_ids)
+        known = [*self._pending.values(), *(arriving.sent for arriving in self._arriving), *self._returning]
+        self._unwanted &= {sent.request.request_id for sent in known}
+        withdrawn = [sent.request.request_id for sent in self._returning if not self._wanted(sent)]
+        self._returning = [sent for sent in self._returning if self._wanted(sent)]
+        self._drop_records()
+        return withdrawn
 
-    def _reply(self, message: Message) -> Reply | None:
-        sent = self._pending.pop(message.metadata.reply_to_message_id, None)
-        if sent is None:
-            return None
-        if message.has_error():
-            return sent.failed(message.error.reason or f"Flower's error {message.error.code}")
-        if message.metadata.src_node_id != sent.address:
-            return sent.failed("another node answered in its place")
-        try:
-            data, _ = _unpacked(message.content)
-            record = Record.from_bytes(data)
-        except ProtocolError as error:
-            return sent.failed(str(error))
-        return Reply(
-            sent.request.request_id, sent.request.node_id, record, bytes_down=sent.num_bytes, bytes_up=len(data)
+    def _drop_records(self) -> None:
+        """Who never answers must not keep the weights of rounds in memory that nobody asks it for any more."""
+        self._pending = {
+            message_id: sent if self._wanted(sent) else sent.without_record()
+            for message_id, sent in self._pending.items()
+        }
+        for arriving in self._arriving:
+            if not self._wanted(arriving.sent):
+                arriving.sent = arriving.sent.without_record()
+
+    def _hand_over(self, request: Request, address: int) -> None:
+        data = request.record.to_bytes()
+        about = {"request_id": request.request_id, "node_id": request.node_id, "model": self._form}
+
+        def push() -> str:
+            # A message names the run it is of, so it is made anew when that was lost.
+            message = Message(_packed(data, about), dst_node_id=address, message_type=_MESSAGE_TYPES[request.kind])
+            push_message(self._task.client, message, self._task.context)
+            return message.metadata.message_id
+
+        self._pending[self._call(push)] = _Sent(request, address, len(data))
+        self._door.ring()
+
+    def _counts(self, sent: _Sent) -> bool:
+        """Whether a node was asked nothing newer."""
+        return self._latest.get(sent.request.node_id) == sent.request.request_id
+
+    def _wanted(self, sent: _Sent) -> bool:
+        """Whether somebody may still wait for this."""
+        return self._counts(sent) and sent.request.request_id not in self._unwanted
+
+    def _lose(self, sent: _Sent) -> None:
+        """Its node does not know of this: it is asked again, unless nobody waits for it any more."""
+        if self._wanted(sent):
+            self._returning.append(sent)
+        elif self._counts(sent):
+            self._done.append(sent.failed("was away meanwhile, and what it had been asked is lost", absent=True))
+
+    def _ask_again(self) -> None:
+        """Send again what a node that is there, and has nothing to do, does not know of; give up what is refused."""
+        for message_id, sent in list(self._pending.items()):
+            if refused := self._refused(sent):
+                del self._pending[message_id]
+                self._done.append(refused)
+            elif self._forgotten(sent):
+                del self._pending[message_id]
+                self._lose(sent)
+        for arriving in list(self._arriving):
+            if refused := self._refused(arriving.sent):
+                self._arriving.remove(arriving)
+                self._done.append(refused)
+            elif self._forgotten(arriving.sent) or self._stuck(arriving):
+                self._arriving.remove(arriving)
+                self._lose(arriving.sent)
+        if self._returning:
+            self._hand_over_to_returned()
+
+    def _refused(self, sent: _Sent) -> Reply | None:
+        """What is said in place of an answer that nobody waits for any more."""
+        node = sent.request.node_id
+        if not any(member.node_id == node and member.revoked is None for member in self._members):
+            return sent.failed("was revoked")
+        return self._excess(sent) if self._door.too_long(node) else None
+
+    def _forgotten(self, sent: _Sent) -> bool:
+        said = self._door.heard(sent.request.node_id)
+        if said is None or said.heard < sent.when + _LOST_AFTER:
+            return False
+        return not said.work.busy and said.work.request_id != sent.request.request_id
+
+    def _stuck(self, arriving: _Arriving) -> bool:
+        """Whether the rest of an answer will not come, though its node is there."""
+        node = arriving.sent.request.node_id
+        return arriving.stands_still(self._door.passed(node)) and self._comes_back(node)
+
+    def _comes_back(self, node_id: str) -> bool:
+        """Whether a node was heard a moment ago, though Flower takes it for gone."""
+        said = self._door.heard(node_id)
+        return said is not None and time.monotonic() - said.heard < _LOST_AFTER
+
+    def _hand_over_to_returned(self) -> None:
+        addresses, returning = self._addresses(), self._returning
+        self._returning = []
+        for sent in returning:
+            node = sent.request.node_id
+            said = self._door.heard(node)
+            if node in addresses:
+                _log.warning("%s was gone, and is asked again", node)
+                self._hand_over(sent.request, addresses[node])
+            elif said and time.monotonic() - said.heard < _PATIENCE:
+                self._returning.append(sent)
+            else:
+                self._done.append(sent.failed("is not online any more", absent=True))
+
+    def _look(self) -> None:
+        """Which requests have an answer; its parts are fetched by `_fetch`."""
+        if not self._pending:
+            return
+        answer = self._task.client.PullMessages(PullAppMessagesRequest(message_ids=list(self._pending)))
+        for message, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
+            sent = self._pending.pop(message.metadata.reply_to_message_id, None)
+            if sent is None:
+                continue
+            parts = _parts(tree)
+            if len(parts) > _MOST_PARTS:
+                self._done.append(sent.failed(f"the answer has {len(parts)} parts, more than {_MOST_PARTS}"))
+                continue
+            self._arriving.append(_Arriving(sent, message.metadata.message_id, parts))
+
+    def _fetch(self) -> None:
+        """Fetch what is there of the answers; those that are whole, or never will be, are done."""
+        for arriving in list(self._arriving):
+            reply = self._fetched(arriving)
+            if reply is None:
+                continue
+            self._arriving.remove(arriving)
+            if not reply.absent or (self._counts(arriving.sent) and not self._comes_back(reply.node_id)):
+                self._done.append(reply)
+            else:
+                self._lose(arriving.sent)
+
+    def _fetched(self, arriving: _Arriving) -> Reply | None:
+        client, node = self._task.client, Node(node_id=self._task.context.node_id)
+        run_id = self._task.context.run_id
+        while arriving.missing:
+            part = client.PullObject(PullObjectRequest(node=node, run_id=run_id, object_id=arriving.missing[-1]))
+            if not part.object_found:
+                return arriving.sent.failed("the answer did not come in whole", absent=True)
+            if not part.object_available:
+                return None
+            arriving.num_bytes += len(part.object_content)
+            if arriving.num_bytes > self._most_bytes:
+                return self._excess(arriving.sent)
+            arriving.parts[arriving.missing.pop()] = part.object_content
+        client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=arriving.message_id)
         )
+        return _reply(arriving)
+
+    def _excess(self, sent: _Sent) -> Reply:
+        return sent.failed(f"the answer is longer than the {self._most_bytes} bytes that one about this model can have")
+
+    def _call(self, ask: Callable[[], _T]) -> _T:
+        """What the SuperLink answers, whatever has to be mended for it.
+
+        Raises:
+            RunError: it does not answer for a minute, or ended again and again.
+            ResourceError: it has no room to keep what it was sent.
+        """
+
+        def ask_in_a_run() -> _T:
+            if self._task.lost.is_set():
+                self._open_again()
+            try:
+                return ask()
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code in _LOST:
+                    self._task.lost.set()
+                raise
+
+        return self._mended(ask_in_a_run)
+
+    def _mended(self, ask: Callable[[], _T]) -> _T:
+        """What the SuperLink answers when it runs and has room; raises as `_call`."""
+        ends = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return ask()
+            except (httpx.HTTPError, ObjectPushError) as error:
+                self._superlink.revive()
+                if time.monotonic() > ends:
+                    raise RunError(
+                        f"the SuperLink on this machine does not do what it is asked: {self._superlink.trouble()}",
+                        cure="See its log in the coordinator's state folder; start again with --resume.",
+                    ) from error
+            time.sleep(_POLL)
+
+    def _open_again(self) -> None:
+        """Go on in another run of Flower's: this one was silent for a minute, as when the machine slept."""
+        _log.warning("the SuperLink has given the run up; it is opened again, and what was asked is asked again")
+        before, self._task = self._task, _Task(self._superlink, self._control)
+        before.end("stopped")
+        asked = [*self._pending.values(), *(arriving.sent for arriving in self._arriving)]
+        self._pending, self._arriving = {}, []
+        for sent in asked:
+            if self._wanted(sent):
+                self._hand_over(sent.request, sent.address)
+            else:
+                self._lose(sent)
 
     def _addresses(self) -> dict[str, int]:
         """Node id → Flower's number of it, for the admitted nodes that are online."""
-        with _answering():
-            self._register()
-            online = list(self._grid.get_nodes())
+        self._mended(self._register)
         addresses = {}
-        for info in online:
-            self._there_since[info.node_id] = info.last_activated_at
+        for info in self._call(lambda: self._task.client.GetNodes(GetNodesRequest())).nodes:
             member = self._members.find(_public_key(info.public_key))
             if member:
                 addresses[member.node_id] = info.node_id
-        self._fail_what_was_lost()
         return addresses
-
-    def _fail_what_was_lost(self) -> None:
-        """A node that has come anew since it was asked knows nothing of it: that was in the memory of its process."""
-        for message_id, sent in list(self._pending.items()):
-            if self._there_since[sent.address] != sent.there_since:
-                del self._pending[message_id]
-                self._gone.append(sent.failed("was away meanwhile, and what it had been asked is lost"))
 
     def _register(self) -> None:
         """Make those known to Flower who were admitted since it was last told."""
-        known = {bytes(info.public_key) for info in self._control.ListNodes(ListNodesRequest()).nodes_info}
+        nodes = self._control.ListNodes(ListNodesRequest()).nodes_info
+        known = {bytes(info.public_key): int(info.node_id) for info in nodes}
+        numbers = {}
         for member in self._members:
             key = member.key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-            if member.revoked is None and key not in known:
+            if member.revoked is None and key in known:
+                numbers[member.node_id] = known[key]
+            elif member.revoked is None:
                 self._control.RegisterNode(RegisterNodeRequest(public_key=key))
+        self._door.met(numbers)
+
+
+class _Task:
+    """The one task of a run of Flower's: who may speak for it, kept alive from opening to end."""
+
+    def __init__(self, superlink: RuntimeAddress, control: ControlHttpClient) -> None:
+        content, digest = fab()
+        run_id = control.StartRun(StartRunRequest(fab=Fab(hash_str=digest, content=content))).run_id
+        self.client, given = _acquire(superlink, run_id)
+        self.context = context_from_proto(given.context)
+        TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, run_id
+        TaskIdentity.node_id = given.context.node_id
+        self.lost = Event()
+        self._heartbeat = HeartbeatSender(_heartbeat(self.client, self.lost))
+        self._heartbeat.start()
+
+    def end(self, how: str) -> None:
+        """Tell the SuperLink that the run has ended, if it still listens."""
+        if self._heartbeat.is_running:
+            self._heartbeat.stop()
+        try:
+            self.client.PushTaskOutput(PushTaskOutputRequest(sub_status=how, details=""))
+        except httpx.HTTPError as error:
+            _log.warning("the SuperLink could not be told that the run has ended: %s", type(error).__name__)
+        self.client.close()
+
+
+def _acquire(superlink: RuntimeAddress, run_id: int) -> tuple[RuntimeHttpClient, PullTaskInputResponse]:
+    """The task of our run. Whoever works on this machine can start another's, which is ended here and never obeyed.
+
+    Raises:
+        RunError: none was given in a minute.
+    """
+    with superlink.client("SuperExec") as tasks:
+        ends = time.monotonic() + _PATIENCE
+        while time.monotonic() < ends:
+            task = tasks.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-serverapp"]))
+            if not task.token:
+                time.sleep(_POLL)
+                continue
+            client = superlink.client("flwr-serverapp", str(task.token))
+            given = client.PullTaskInput(PullTaskInputRequest())
+            if given.run.run_id == run_id:
+                return client, given
+            _log.warning("somebody on this machine has started a run of something else; it is ended")
+            client.PushTaskOutput(PushTaskOutputRequest(sub_status="stopped", details="not of this program"))
+            client.close()
+    raise RunError(f"the SuperLink at {superlink.address} gave no task within {_PATIENCE:.0f} s")
+
+
+def _heartbeat(client: RuntimeHttpClient, lost: Event) -> Callable[[], bool]:
+    """Says for a task that it is being worked on; notes when nobody waits for it any more."""
+
+    def beat() -> bool:
+        try:
+            alive = bool(client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code not in _LOST:
+                return False
+            alive = False
+        except httpx.TransportError:
+            return False
+        if not alive:
+            lost.set()
+        return True
+
+    return beat
+
+
+def _parts(tree: ObjectTree) -> list[str]:
+    return [part.object_id for part in iterate_object_tree(tree)]
+
+
+def _reply(arriving: _Arriving) -> Reply:
+    """What came, once it is whole; nothing of it is believed yet."""
+    sent = arriving.sent
+    try:
+        message = inflate_object_from_contents(arriving.message_id, arriving.parts)
+        if not isinstance(message, Message):
+            raise ProtocolError("the answer is not a message")
+        if message.has_error():
+            code = message.error.code
+            if code in _ABSENT:
+                return sent.failed(_ABSENT[code], absent=True)
+            return sent.failed(message.error.reason or f"Flower's error {code}")
+        if message.metadata.src_node_id != sent.address:
+            return sent.failed("another node answered in its place")
+        data, _ = _unpacked(message.content)
+        record = Record.from_bytes(data)
+    except ProtocolError as error:
+        return sent.failed(str(error))
+    except (ValueError, KeyError, TypeError) as error:
+        return sent.failed(f"the answer could not be read ({type(error).__name__})")
+    request = sent.request
+    return Reply(request.request_id, request.node_id, record, bytes_down=sent.num_bytes, bytes_up=len(data))
 
 
 def serve_requests(
@@ -308,6 +692,7 @@ def serve_requests(
     answer: Answer,
     audit: AuditLog,
     stop: Callable[[], bool],
+    work: Work,
     *,
     patience: float = 60.0,
     received: Callable[[int], None] = lambda num_bytes: None,
@@ -320,6 +705,7 @@ def serve_requests(
         answer: called with each request in this thread.
         audit: told of everything before it leaves.
         stop: asked several times a second, and not while a request is answered.
+        work: kept up to date, for whoever wants to know what the node is at.
         patience: seconds without a single part of a request coming in after which it is given up. One whose
             coordinator was started again meanwhile never comes.
         received: told the length of each request before it is looked at; what it raises is the answer.
@@ -328,27 +714,31 @@ def serve_requests(
     Returns when the last answer is on its way.
 
     Raises:
-        RunError: the SuperNode is no longer there.
+        RunError: the SuperNode is no longer there, or waits for a request that does not come: start another.
     """
-    node = _Answering(supernode, answer, audit, patience, received, refused)
+    node = _Answering(supernode, answer, audit, work, patience, received, refused)
     with supernode.client("SuperExec") as tasks:
         while not stop():
             try:
                 task = tasks.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-clientapp"]))
             except httpx.HTTPError as error:
                 if not supernode.runs():
-                    raise RunError("the SuperNode has ended") from error
+                    raise RunError(f"the SuperNode has ended ({supernode.trouble()})") from error
                 time.sleep(1.0)
                 continue
             if not task.token:
                 time.sleep(_POLL)
                 continue
+            work.busy = True
             try:
                 node.answer_task(task.token)
             except ObjectPullError as error:
-                _log.warning("a request was given up: %s", error)
+                # The SuperNode would wait for its parts for hours, and take no other request meanwhile.
+                raise RunError(f"a request was given up ({error})") from error
             except Exception:  # noqa: BLE001 - a line that breaks or a defect must not end the node; the round goes on
                 _log.exception("a request could not be answered")
+            finally:
+                work.busy = False
     supernode.wait_until_sent(node.answered)
 
 
@@ -360,12 +750,13 @@ class _Answering:
         supernode: RuntimeAddress,
         answer: Answer,
         audit: AuditLog,
+        work: Work,
         patience: float,
         received: Callable[[int], None],
         refused: Callable[[Exception], None],
     ) -> None:
-        self._supernode, self._answer, self._audit, self._patience = supernode, answer, audit, patience
-        self._received, self._refused = received, refused
+        self._supernode, self._answer, self._audit, self._work = supernode, answer, audit, work
+        self._patience, self._received, self._refused = patience, received, refused
         self.answered = 0
 
     def answer_task(self, token: str) -> None:
@@ -393,9 +784,14 @@ class _Answering:
                     cure="Install the same version of manyeyes on the coordinator and its nodes.",
                 )
             request, form = _request_of(message)
-            record = self._answer(request, form)
-            data = record.to_bytes()
+            if request.request_id != self._work.request_id:
+                self._work.request_id, self._work.answer = request.request_id, b""
+            # What is asked again was answered, and the answer was lost on its way.
+            before = self._work.answer
+            record = Record.from_bytes(before) if before else self._answer(request, form)
+            data = before or record.to_bytes()
             self._audit.answer(request, record, data)
+            self._work.answer = data
             return Message(_packed(data, {}), reply_to=message)
         except Exception as error:  # noqa: BLE001 - a defect of ours must not end the node; it is logged
             self._refused(error)
@@ -488,41 +884,14 @@ def _unpacked(content: RecordDict) -> tuple[bytes, Mapping[str, Any]]:
     return array.data, dict(about)
 
 
-@contextmanager
-def _answering() -> Iterator[None]:
-    try:
-        yield
-    except httpx.HTTPError as error:
-        raise RunError(
-            f"the SuperLink does not answer ({type(error).__name__})",
-            cure="See its log in the coordinator's state folder; start again with --resume.",
-        ) from error
-
-
 def _public_key(pem: bytes) -> Any:
     return serialization.load_pem_public_key(bytes(pem))
-
-
-def _acquire(superlink: RuntimeAddress) -> str:
-    """The token of the run's server task.
-
-    Raises:
-        RunError: none was given in a minute.
-    """
-    with superlink.client("SuperExec") as tasks:
-        ends = time.monotonic() + _PATIENCE
-        while time.monotonic() < ends:
-            task = tasks.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-serverapp"]))
-            if task.token:
-                return str(task.token)
-            time.sleep(_POLL)
-    raise RunError(f"the SuperLink at {superlink.address} gave no task within {_PATIENCE:.0f} s")
 
 
 @contextmanager
 def _beating(client: RuntimeHttpClient) -> Iterator[None]:
     """Keep a task alive while it is worked on, however long that takes."""
-    heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+    heartbeat = HeartbeatSender(_heartbeat(client, Event()))
     heartbeat.start()
     try:
         yield

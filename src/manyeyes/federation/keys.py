@@ -39,6 +39,7 @@ __all__ = [
     "make_authority",
     "make_node_key",
     "read_certificate",
+    "read_node_key",
     "read_public_key",
     "renew_server",
     "same_key",
@@ -158,6 +159,23 @@ def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
         ) from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise ConfigError("is not a key on NIST P-256", file=path, cure="Make one with `manyeyes node init`.")
+    return key
+
+
+def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """A node's private key from its file.
+
+    Raises:
+        ConfigError: it is missing, or not a node's key.
+        ResourceError: it can be read by others than its owner.
+    """
+    content = _read_kept(path)
+    try:
+        key = serialization.load_ssh_private_key(content, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError("is not a node's key", file=path, cure="Make one with `manyeyes node init`.") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError("is not an elliptic-curve key", file=path, cure="Make one with `manyeyes node init`.")
     return key
 
 
@@ -283,9 +301,7 @@ def _write_private(path: Path, content: bytes) -> None:
 
 
 def _read_private(path: Path) -> ec.EllipticCurvePrivateKey:
-    content = _read(path)
-    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ResourceError("can be read by others than its owner", file=path, cure=f"chmod 600 {path}")
+    content = _read_kept(path)
     try:
         key = serialization.load_pem_private_key(content, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -293,6 +309,14 @@ def _read_private(path: Path) -> ec.EllipticCurvePrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError("is not an elliptic-curve key", file=path)
     return key
+
+
+def _read_kept(path: Path) -> bytes:
+    """A file that only its owner may read."""
+    content = _read(path)
+    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ResourceError("can be read by others than its owner", file=path, cure=f"chmod 600 {path}")
+    return content
 
 
 def _read(path: Path) -> bytes:

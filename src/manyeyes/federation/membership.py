@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Collection, Iterable
 
-from manyeyes.errors import RunError
+from manyeyes.errors import AbsentNodesError
 
 __all__ = ["sample_cohort"]
 
@@ -29,11 +29,11 @@ def sample_cohort(
             that can be reached; the cohort is smaller if the others are too few.
 
     Raises:
-        RunError: fewer than `min_nodes` nodes can be reached.
+        AbsentNodesError: fewer than `min_nodes` nodes can be reached.
     """
     known = set(nodes)
     if len(known) < min_nodes:
-        raise RunError(
+        raise AbsentNodesError(
             f"round {round + 1} needs at least {min_nodes} nodes, but {len(known)} can be reached"
             f" ({', '.join(sorted(known)) or 'none'})",
             key="federation.min_nodes",

@@ -33,6 +33,7 @@ __all__ = [
     "EvaluatePlan",
     "evaluate_request",
     "fit_request",
+    "longest_answer",
     "metrics_reply",
     "read_evaluate_request",
     "read_fit_request",
@@ -51,6 +52,8 @@ _CONTROL = "control/"
 _MAX_EXAMPLES = 2**24
 _MAX_METRICS = 64
 _MAX_NAME = 200
+# Names, shapes and metrics beside the numbers of an update.
+_MAX_HEADER = 2**20
 
 Array = NDArray[Any]
 _Plan = TypeVar("_Plan", bound=BaseModel)
@@ -153,6 +156,11 @@ def read_update(
     metrics = _read_numbers(_value(record, "metrics"))
     num_examples = _read_num_examples(_value(record, "num_examples"))
     return Update(Weights(delta), Weights(buffers), num_examples, metrics, Weights(control))
+
+
+def longest_answer(template: Weights) -> int:
+    """Most bytes that an answer about a model can have: every tensor, and as many control variates again."""
+    return 2 * template.num_bytes + _MAX_HEADER
 
 
 def metrics_reply(metrics: Metrics, template_hash: str) -> Record:

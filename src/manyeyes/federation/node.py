@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
@@ -28,15 +27,13 @@ from manyeyes.errors import (
     nearest,
 )
 from manyeyes.federation.audit import AuditLog
-from manyeyes.federation.deployment import supernode
-from manyeyes.federation.flower import serve_requests
-from manyeyes.federation.greeting import greet
+from manyeyes.federation.form import ModelForm
 from manyeyes.federation.hours import DayHours
-from manyeyes.federation.keys import NODE_KEY, read_certificate
+from manyeyes.federation.joining import Place, Watcher, claimed, serve
 from manyeyes.federation.limits import Limits
 from manyeyes.federation.messages import FIT
 from manyeyes.federation.node_status import NodeStatus
-from manyeyes.federation.site import ModelForm, Site
+from manyeyes.federation.site import Site
 from manyeyes.federation.site_pictures import SitePictures
 from manyeyes.federation.traffic import Traffic
 from manyeyes.federation.transport import Record, Request
@@ -48,7 +45,6 @@ __all__ = ["NodeConfig", "load_node_config", "run_node"]
 ENVIRONMENT = "MANYEYES_"
 
 _HTTPS_PORT = 443
-_REST_SECONDS = 5.0
 _PATHS = ("data_path", "authority", "model_path")
 
 _log = logging.getLogger(__name__)
@@ -123,11 +119,17 @@ class NodeConfig(Section):
         return self.state or Path("nodes") / self.node_id
 
     @property
-    def address(self) -> str:
-        """host:port of the coordinator."""
+    def place(self) -> Place:
+        """Where the node serves, and whom."""
         parts = urlsplit(self.coordinator_url)
-        host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
-        return f"{host}:{parts.port or _HTTPS_PORT}"
+        return Place(
+            self.node_id,
+            str(parts.hostname),
+            parts.port or _HTTPS_PORT,
+            self.authority,
+            self.folder,
+            patience=self.patience,
+        )
 
     @property
     def limits(self) -> Limits:
@@ -235,28 +237,34 @@ def run_node(
         ManyeyesError: anything wrong with the key, the authority, the weights or the data, before anybody is reached;
             or the coordinator that is reached first is another one, or knows this node by another name.
     """
+    pictures = SitePictures(config.data_path, config.annotates)
     limits = replace(config.limits, architecture=_agreed(config.model_path))
-    node = _Node(config, limits, status or NodeStatus(config.node_id), progress)
-    if not (config.folder / NODE_KEY).exists():
-        raise ConfigError(
-            "this node has no key",
-            file=config.folder / NODE_KEY,
-            cure=f"manyeyes node init --node-id {config.node_id} --folder {config.folder}",
-        )
-    read_certificate(config.authority)
-    ready(node.pictures.data)
-    node.warn_of_limits()
-    node.run(stop)
+    place = config.place
+    with claimed(place) as audit:
+        node = _Node(config, limits, pictures, audit, status or NodeStatus(config.node_id), progress)
+
+        def about_to_join() -> None:
+            ready(pictures.data)
+            node.warn_of_limits()
+
+        serve(place, audit, node.answer, stop, ready=about_to_join, watcher=node.watcher)
 
 
 class _Node:
     """A node's parts, from its start to its end."""
 
-    def __init__(self, config: NodeConfig, limits: Limits, status: NodeStatus, progress: ProgressCallback) -> None:
-        self.pictures = SitePictures(config.data_path, config.annotates)
-        self._config, self._limits, self._status, self._progress = config, limits, status, progress
-        self._audit = AuditLog(config.folder)
-        self._traffic = Traffic(config.folder, self._audit)
+    def __init__(
+        self,
+        config: NodeConfig,
+        limits: Limits,
+        pictures: SitePictures,
+        audit: AuditLog,
+        status: NodeStatus,
+        progress: ProgressCallback,
+    ) -> None:
+        self.pictures = pictures
+        self._limits, self._status, self._progress = limits, status, progress
+        self._traffic = Traffic(config.folder, audit)
         self._site = Site(
             config.node_id,
             self.pictures.data,
@@ -277,65 +285,29 @@ class _Node:
         except LimitError as error:
             _log.warning("min_pictures: %s: every request will be refused", error.reason)
 
-    def run(self, stop: Callable[[], str | None]) -> None:
-        """Join, serve, and join again, until `stop` names a signal."""
-        met = False
-        while not stop():
-            if not self._traffic.holds_another(self._limits.bytes_per_day):
-                self._stay_away(stop)
-                continue
-            try:
-                self._greet()
-                met = True
-                self._serve(stop)
-            except (RunError, ConfigError, ProtocolError) as error:
-                # Flower's process ends when the coordinator refuses its key or is away for long; the node stays. What
-                # it was set up with is only doubted before it has worked once.
-                if not met and not isinstance(error, RunError):
-                    raise
-                self._say(f"{error} (trying again)")
-                self._rest(stop)
+    @property
+    def watcher(self) -> Watcher:
+        """What the node is told by whoever serves it."""
+        return Watcher(self._waits, self._away, self._received, self._refused)
 
-    def _greet(self) -> None:
-        greet(self._config.node_id, self._config.coordinator_url, self._config.authority, self._config.folder)
+    def _waits(self, reason: str | None) -> None:
+        self._status.not_ready, self._said = reason, None
 
-    def _serve(self, stop: Callable[[], str | None]) -> None:
-        config, limit = self._config, self._limits.bytes_per_day
-        with supernode(config.folder, config.address, config.authority) as address:
-            self._said = self._status.not_ready = None
-            serve_requests(
-                address,
-                self._answer,
-                self._audit,
-                lambda: stop() is not None or not self._traffic.holds_another(limit),
-                patience=config.patience,
-                received=self._received,
-                refused=self._refused,
-            )
-
-    def _stay_away(self, stop: Callable[[], str | None]) -> None:
+    def _away(self) -> str | None:
         """Until midnight, so that no further request comes in: it would go beyond the bytes of the day."""
-        used, limit = self._traffic.down + self._traffic.up, self._limits.bytes_per_day or 0
-        self._say(
-            f"bytes_per_day: {used / 1e6:.1f} of {limit / 1e6:.1f} MB are used, and a request like the last takes"
-            f" {self._traffic.last_request / 1e6:.1f} MB. Away until midnight."
+        limit = self._limits.bytes_per_day
+        if self._traffic.holds_another(limit):
+            return None
+        used = self._traffic.down + self._traffic.up
+        text = (
+            f"bytes_per_day: {used / 1e6:.1f} of {(limit or 0) / 1e6:.1f} MB are used, and a request like the last"
+            f" takes {self._traffic.last_request / 1e6:.1f} MB. Away until midnight."
         )
-        today = datetime.now().date()
-        midnight = datetime.combine(today + timedelta(days=1), datetime.min.time())
-        while not stop() and datetime.now() < midnight and datetime.now().date() >= today:
-            self._rest(stop)
-
-    def _say(self, text: str) -> None:
         self._status.not_ready = text
         if text != self._said:
             _log.warning("%s", text)
         self._said = text
-
-    @staticmethod
-    def _rest(stop: Callable[[], str | None]) -> None:
-        ends = time.monotonic() + _REST_SECONDS
-        while time.monotonic() < ends and not stop():
-            time.sleep(0.2)
+        return text
 
     # -- what happens to a request ------------------------------------------------------------------------------
 
@@ -343,7 +315,7 @@ class _Node:
         self._status.heard()
         self._traffic.received(num_bytes)
 
-    def _answer(self, request: Request, form: ModelForm) -> Record:
+    def answer(self, request: Request, form: ModelForm) -> Record:
         began = time.monotonic()
         self._status.training = request.kind == FIT
         try:

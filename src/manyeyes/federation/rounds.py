@@ -23,7 +23,15 @@ from typing import Any
 import numpy as np
 
 from manyeyes.config import EvaluateSection, FederationSection, TrainSection
-from manyeyes.errors import ConfigError, Interrupted, ProtocolError, RunError, UpdateRefusedError, WeightsError
+from manyeyes.errors import (
+    AbsentNodesError,
+    ConfigError,
+    Interrupted,
+    ProtocolError,
+    RunError,
+    UpdateRefusedError,
+    WeightsError,
+)
 from manyeyes.federation.checkpoint import (
     Best,
     RoundState,
@@ -133,7 +141,8 @@ def run_rounds(
             sends counts to round 1.
 
     Raises:
-        RunError: fewer than `min_nodes` nodes or good updates; another run in `folder`; nothing that can be resumed.
+        RunError: fewer than `min_nodes` nodes or good updates (AbsentNodesError where the missing ones were not heard
+            of); another run in `folder`; nothing that can be resumed.
         ConfigError: `personal` matches nothing, or leaves nothing to share.
         Interrupted: `stop` named a signal, which is the error's reason; every finished round is on disk.
     """
@@ -323,6 +332,7 @@ class _Rounds:
         merge = Merge(state.weights, section.weighting, section.staleness_exponent if self.merges_late else None)
         merged: dict[str, int] = {}
         refused: dict[str, str] = {}
+        absent = 0
         number = state.round + 1
         control = self._control(state)
         requests = self._fit_requests(state, cohort, control)
@@ -333,6 +343,7 @@ class _Rounds:
                 merge.add(update, staleness)
             except (ProtocolError, UpdateRefusedError) as error:
                 refused[reply.node_id] = str(error)
+                absent += reply.absent
                 late = self.merges_late and reply.node_id in self.ledger.busy()
                 kind = "update_late" if late else "update_refused"
                 self.emit(kind, round=number, node=reply.node_id, reason=str(error))
@@ -348,7 +359,7 @@ class _Rounds:
                 metrics=update.metrics,
                 **({"staleness": staleness} if staleness else {}),
             )
-        self._check_enough(merge.num_updates, refused, number)
+        self._check_enough(merge.num_updates, absent, refused, number)
         return merge, merged
 
     def _read_update(self, reply: Reply, staleness: int, control: Weights) -> Update:
@@ -374,10 +385,11 @@ class _Rounds:
             for node, update in of_node.items()
         }
 
-    def _check_enough(self, good: int, refused: Mapping[str, str], number: int) -> None:
+    def _check_enough(self, good: int, absent: int, refused: Mapping[str, str], number: int) -> None:
         if good >= self.federation.min_nodes:
             return
-        raise RunError(
+        kind = AbsentNodesError if good + absent >= self.federation.min_nodes else RunError
+        raise kind(
             f"round {number} got {good} good updates and needs at least {self.federation.min_nodes}: "
             + "; ".join(f"{node}: {reason}" for node, reason in sorted(refused.items())),
             key="federation.min_nodes",
@@ -465,7 +477,7 @@ class _Rounds:
             yield from self._take_late()
         if over:
             for asked in self._expire(over):
-                yield asked, Reply(asked.request_id, asked.node_id, None, error=over)
+                yield asked, Reply(asked.request_id, asked.node_id, None, error=over, absent=True)
             yield from self._in_time(replies, round)
 
     def _tell_put_off(self, round: int) -> None:

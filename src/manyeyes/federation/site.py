@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import psutil
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from manyeyes.config import NODE_ID_PATTERN, TrainSection
+from manyeyes.config import TrainSection
 from manyeyes.datasets import Dataset
 from manyeyes.datasets.classes import relabel
-from manyeyes.errors import ProtocolError
 from manyeyes.federation.client import Client, expand_personal
+from manyeyes.federation.form import ModelForm
 from manyeyes.federation.limits import Limits, epochs_of
 from manyeyes.federation.messages import FIT
 from manyeyes.federation.traffic import Traffic
@@ -25,7 +24,7 @@ from manyeyes.learners.learner import FitPlan, Progress, ProgressCallback, Templ
 from manyeyes.learners.models import module_of, take
 from manyeyes.learners.training import pick_device
 
-__all__ = ["Limits", "ModelForm", "Site"]
+__all__ = ["Limits", "Site"]
 
 # Of the memory a site allows, the share that decoded pictures may fill.
 _CACHE_SHARE = 0.25
@@ -33,41 +32,6 @@ _CACHE_SHARE = 0.25
 _BYTES_PER_TENSOR = 250
 _BYTES_PER_CLASS = 400
 _ANSWER_BYTES = 4096
-
-
-class ModelForm(BaseModel):
-    """What a node must know of a model before it can read a request about it; travels beside each request.
-
-    Attributes:
-        architecture: such as "yolov8n/cv3=80".
-        names: the classes it finds.
-        imgsz: side in pixels it is trained at.
-        run: name of the run; what a site keeps from round to round of one never enters another.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    architecture: str = Field(pattern=r"^yolov8[nsmlx]/cv3=[1-9]\d{0,3}$")
-    names: tuple[str, ...] = Field(min_length=1, max_length=1000)
-    imgsz: int = Field(ge=32, le=8192)
-    run: str = Field(pattern=NODE_ID_PATTERN)
-
-    @classmethod
-    def of(cls, template: Template, run: str) -> ModelForm:
-        """The form of a template, for a run."""
-        return cls(architecture=template.architecture, names=template.names, imgsz=template.imgsz, run=run)
-
-    @classmethod
-    def read(cls, text: str) -> ModelForm:
-        """From what another machine sent.
-
-        Raises:
-            ProtocolError: it is not such a form.
-        """
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise ProtocolError(f"the form of the model is not valid: {error.errors()[0]['msg']}") from error
 
 
 class Site:

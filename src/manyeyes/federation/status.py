@@ -120,6 +120,8 @@ class StatusWriter:
         """Take note of one event."""
         if event["event"] == "row_started":
             self._change("running")
+        elif event["event"] == "warning" and event.get("waits"):
+            self._change("waiting")
 
     def listening(self, port: int) -> None:
         """Nodes can come."""

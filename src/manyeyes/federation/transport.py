@@ -71,6 +71,7 @@ class Reply:
 
     Attributes:
         bytes_down, bytes_up: length of the request and of the answer as they were sent.
+        absent: whether there is no record because the node is gone or silent, not because it refused.
     """
 
     request_id: str
@@ -79,6 +80,7 @@ class Reply:
     error: str | None = None
     bytes_down: int = 0
     bytes_up: int = 0
+    absent: bool = False
 
 
 class Transport(Protocol):

@@ -20,7 +20,7 @@
     run_finished     summary
     withdrawn        node, rounds (in which an update of it was merged), rebuilt_as (name of the run without it, null)
     rebuilt          without (a node), of (name of the run), round (rounds that were taken over from it)
-    warning          reason, round and node where they apply
+    warning          reason, round and node where they apply, waits where the round is held again when nodes are there
     interrupted      signal, resume
     progress         as learners.Progress; shown, never written
 
@@ -32,6 +32,7 @@ row_started with `resumed_from` for the row that goes on, so that what it repeat
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -95,16 +96,27 @@ class RunLog:
             ) from error
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Record one event, then show it to every listener."""
+        """Record one event, then show it to every listener.
+
+        Raises:
+            ResourceError: it cannot be written, as on a full disk; what was cut off is removed when the run goes on.
+        """
         record = {"time": round(time.time(), 3), "event": event, **fields}
         if event not in _SHOWN_ONLY:
-            self._file.write(_line(record))
+            try:
+                self._file.write(_line(record))
+            except OSError as error:
+                raise ResourceError(
+                    f"cannot be written ({error.strerror})", file=self.path, cure="Make room, then go on with --resume."
+                ) from error
         for listener in self.listeners:
             listener(record)
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        # What could not be written was told when it happened; it must not hide that now.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def append_event(path: Path, event: str, **fields: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -110,19 +111,31 @@ class _EventFiles:
 
     def add(self, folder: Path, tag: str, step: int, value: float, wall_time: float) -> None:
         summary = self._summary.Summary(value=[self._summary.Summary.Value(tag=tag, simple_value=value)])
-        self._writer_for(folder).add_event(self._event.Event(wall_time=wall_time, step=step, summary=summary))
+        with _writing(folder):
+            self._writer_for(folder).add_event(self._event.Event(wall_time=wall_time, step=step, summary=summary))
 
     def flush(self, folder: Path) -> None:
-        self._writer_for(folder).flush()
+        with _writing(folder):
+            self._writer_for(folder).flush()
 
     def close(self) -> None:
+        # A disk that is full was told of when it mattered.
         while self._open:
-            self._open.popitem()[1].close()
+            with suppress(OSError):
+                self._open.popitem()[1].close()
 
     def _writer_for(self, folder: Path) -> Any:
         if folder not in self._open:
-            try:
+            with _writing(folder):
                 self._open[folder] = self._writer(str(folder))
-            except OSError as error:
-                raise ResourceError(f"cannot be written ({error.strerror})", file=folder) from error
         return self._open[folder]
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(
+            f"cannot be written ({error.strerror})", file=folder, cure="Make room, then go on with --resume."
+        ) from error
