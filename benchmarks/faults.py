@@ -35,8 +35,9 @@ from flwr.proto.fab_pb2 import Fab
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 
 from manyeyes.errors import ManyeyesError
-from manyeyes.federation import door, flower, hello
-from manyeyes.federation.flower import FlowerTransport, RuntimeAddress
+from manyeyes.federation import door, flower_transport, hello
+from manyeyes.federation.flower import RuntimeAddress
+from manyeyes.federation.flower_transport import FlowerTransport
 from manyeyes.federation.form import ModelForm
 from manyeyes.federation.hello import HELLO
 from manyeyes.federation.keys import AUTHORITY, make_authority, make_node_key, renew_server
@@ -331,7 +332,7 @@ def foreign_fab(folder: Path) -> Outcome:
         foreign = foreign_app()
         address, form = superlink_of(deployment), ModelForm.of(WIDE_TEMPLATE, "run")
         with (
-            patch.object(flower, "fab", lambda: foreign),
+            patch.object(flower_transport, "fab", lambda: foreign),
             FlowerTransport(address, deployment.members, form) as transport,
         ):
             answer = ask(transport, "B")

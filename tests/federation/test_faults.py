@@ -30,12 +30,13 @@ from tests.federation.linear_deployment import (
     wide_expected,
 )
 
-from manyeyes.federation import flower
+from manyeyes.federation import flower, flower_transport
 from manyeyes.federation.client import Client
 from manyeyes.federation.coordinator import CoordinatorConfig, _open_door
 from manyeyes.federation.deployment import superlink
 from manyeyes.federation.door import listen
-from manyeyes.federation.flower import FlowerTransport, RuntimeAddress
+from manyeyes.federation.flower import RuntimeAddress
+from manyeyes.federation.flower_transport import FlowerTransport
 from manyeyes.federation.form import ModelForm
 from manyeyes.federation.local import LocalTransport
 from manyeyes.federation.messages import fit_request, longest_answer
@@ -278,7 +279,7 @@ def test_foreign_runs_are_not_obeyed_and_a_lost_answer_is_sent_again(
 
             # Who knows the secret and starts a run of something else gets no further than the node's first look at it.
             assert digest != flower.fab()[1]
-            monkeypatch.setattr(flower, "fab", lambda: (content, digest))
+            monkeypatch.setattr(flower_transport, "fab", lambda: (content, digest))
             with FlowerTransport(address, deployment.members, form, door=door) as transport:
                 answer = ask(transport, "A")
                 assert answer.error == "this task is of another program, or of another version of this one"

@@ -23,7 +23,7 @@ from manyeyes.config import parse_config
 from manyeyes.errors import ConfigError, ProtocolError
 from manyeyes.federation.audit import AUDIT, read_audit
 from manyeyes.federation.coordinator import load_coordinator_config
-from manyeyes.federation.flower import _packed, _unpacked, fab
+from manyeyes.federation.flower import fab, packed, unpacked
 from manyeyes.federation.launch import launch
 from manyeyes.federation.node import load_node_config
 from manyeyes.federation.traffic import TRAFFIC
@@ -171,7 +171,7 @@ def test_what_flower_takes_for_the_app_holds_no_code() -> None:
 
 def test_a_record_passes_through_flowers_form_unchanged() -> None:
     record = Record({"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, {"plan": {"round": 3}})
-    data, values = _unpacked(_packed(record.to_bytes(), {"request_id": "7"}))
+    data, values = unpacked(packed(record.to_bytes(), {"request_id": "7"}))
     again = Record.from_bytes(data)
     assert again.values == record.values
     assert (again.arrays["w"] == record.arrays["w"]).all()
@@ -194,7 +194,7 @@ def _array(stype: str) -> ArrayRecord:
 )
 def test_a_message_that_holds_anything_else_is_refused(content: RecordDict) -> None:
     with pytest.raises(ProtocolError, match="does not hold one record"):
-        _unpacked(content)
+        unpacked(content)
 
 
 @pytest.mark.parametrize("url", ["http://localhost:5000", "localhost:5000", "https://", "https://x/y", "ftp://x"])

@@ -15,7 +15,8 @@ from manyeyes.federation.admission import Members
 from manyeyes.federation.coordinator_config import CHECKPOINTS, CoordinatorConfig, load_coordinator_config
 from manyeyes.federation.deployment import superlink
 from manyeyes.federation.door import Door, listen, serve_door
-from manyeyes.federation.flower import FlowerTransport, RuntimeAddress
+from manyeyes.federation.flower import RuntimeAddress
+from manyeyes.federation.flower_transport import FlowerTransport
 from manyeyes.federation.form import ModelForm
 from manyeyes.federation.keys import AUTHORITY, SERVER, expiry_warning
 from manyeyes.federation.messages import longest_answer

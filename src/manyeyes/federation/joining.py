@@ -13,7 +13,8 @@ from pathlib import Path
 from manyeyes.errors import ConfigError, ResourceError, RunError
 from manyeyes.federation.audit import AuditLog
 from manyeyes.federation.deployment import supernode
-from manyeyes.federation.flower import Answer, deactivation, serve_requests
+from manyeyes.federation.flower import deactivation
+from manyeyes.federation.flower_node import Answer, serve_requests
 from manyeyes.federation.hello import Greeter, Work
 from manyeyes.federation.keys import NODE_KEY
 
