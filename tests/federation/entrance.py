@@ -14,6 +14,7 @@ from manyeyes.federation.admission import Members
 from manyeyes.federation.door import Door, listen, serve_door
 from manyeyes.federation.hello import Greeter
 from manyeyes.federation.keys import AUTHORITY, NODE_PUBLIC, make_authority, make_node_key, read_public_key
+from manyeyes.federation.presence import Presence
 
 LONG_AGO = datetime.now(UTC) - timedelta(days=5000)
 
@@ -27,11 +28,12 @@ class Entrance:
         make_node_key(self.node, "A")
         self.members = Members(self.state)
         self.members.admit("A", read_public_key(self.node / NODE_PUBLIC))
+        self.presence = Presence()
         self.port = 0
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Door]:
-        door = Door(self.members, "https://localhost:1", self.state / AUTHORITY)
+        door = Door(self.members, "https://localhost:1", self.state / AUTHORITY, presence=self.presence)
         server, listener = serve_door(door, self.state), listen("127.0.0.1", 0)
         self.port = int(listener.getsockname()[1])
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

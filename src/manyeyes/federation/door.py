@@ -318,6 +318,10 @@ class Door:
             return self._refuse(request, refusal, member)
         except ClientDisconnect:
             return Response(status_code=400)
+        if not said.leaving:
+            self._presence.came(member.node_id, request.url.path)
+        elif self._leases.get(member.node_id) is None:
+            self._presence.went(member.node_id, said.away)
         return JSONResponse(
             {
                 "protocol": PROTOCOL_VERSION,

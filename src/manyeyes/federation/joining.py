@@ -60,7 +60,8 @@ class Watcher:
 
     Attributes:
         waits: told what keeps the node out, in words for the site's own people; None when it is in.
-        away: asked between requests; while it gives a reason the node asks for no more of them.
+        away: asked between requests; while it says until when, the node asks for no more of them, and tells the
+            coordinator these words.
         received: told the length of each request before it is looked at; what it raises is the answer.
         refused: told why a request is refused.
     """
@@ -175,8 +176,8 @@ class _Node:
             # Flower's process ends when it is refused, and the disk may be full for a while; the node stays.
             _log.warning("%s; trying again", error)
             self.watcher.waits(str(error))
-        if self.watcher.away():
-            greeter.goodbye()
+        if away := self.watcher.away():
+            greeter.goodbye(away)
 
 
 @contextmanager
