@@ -42,6 +42,7 @@ from manyeyes.federation.form import ModelForm
 from manyeyes.federation.hello import HELLO
 from manyeyes.federation.keys import AUTHORITY, make_authority, make_node_key, renew_server
 from manyeyes.federation.messages import PROTOCOL_VERSION
+from manyeyes.web.serving import listen
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.federation.entrance import LONG_AGO, Entrance
@@ -453,7 +454,7 @@ def address_in_use(folder: Path) -> Outcome:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = int(listener.getsockname()[1])
         try:
-            door.listen("127.0.0.1", port)
+            listen("127.0.0.1", port, key="coordinator.port")
         except ManyeyesError as error:
             return Outcome(str(error).replace(str(port), "PORT"), 0, 0.0, 1)
     raise AssertionError("it was not in use")
