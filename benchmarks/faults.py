@@ -35,12 +35,14 @@ from flwr.proto.fab_pb2 import Fab
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 
 from manyeyes.errors import ManyeyesError
-from manyeyes.federation import door, flower, hello
-from manyeyes.federation.flower import FlowerTransport, RuntimeAddress
+from manyeyes.federation import door, flower_transport, hello
+from manyeyes.federation.flower import RuntimeAddress
+from manyeyes.federation.flower_transport import FlowerTransport
 from manyeyes.federation.form import ModelForm
 from manyeyes.federation.hello import HELLO
 from manyeyes.federation.keys import AUTHORITY, make_authority, make_node_key, renew_server
 from manyeyes.federation.messages import PROTOCOL_VERSION
+from manyeyes.web.serving import listen
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.federation.entrance import LONG_AGO, Entrance
@@ -331,7 +333,7 @@ def foreign_fab(folder: Path) -> Outcome:
         foreign = foreign_app()
         address, form = superlink_of(deployment), ModelForm.of(WIDE_TEMPLATE, "run")
         with (
-            patch.object(flower, "fab", lambda: foreign),
+            patch.object(flower_transport, "fab", lambda: foreign),
             FlowerTransport(address, deployment.members, form) as transport,
         ):
             answer = ask(transport, "B")
@@ -452,7 +454,7 @@ def address_in_use(folder: Path) -> Outcome:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = int(listener.getsockname()[1])
         try:
-            door.listen("127.0.0.1", port)
+            listen("127.0.0.1", port, key="coordinator.port")
         except ManyeyesError as error:
             return Outcome(str(error).replace(str(port), "PORT"), 0, 0.0, 1)
     raise AssertionError("it was not in use")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import Any
 
 from manyeyes.errors import ManyeyesError
 from manyeyes.federation.admission import Members
-from manyeyes.federation.door import Door, listen, serve_door
+from manyeyes.federation.door import Door, open_door
 from manyeyes.federation.hello import Greeter
 from manyeyes.federation.keys import AUTHORITY, NODE_PUBLIC, make_authority, make_node_key, read_public_key
+from manyeyes.federation.presence import Presence
+from manyeyes.web.serving import listen
 
 LONG_AGO = datetime.now(UTC) - timedelta(days=5000)
 
@@ -27,20 +28,18 @@ class Entrance:
         make_node_key(self.node, "A")
         self.members = Members(self.state)
         self.members.admit("A", read_public_key(self.node / NODE_PUBLIC))
+        self.presence = Presence()
         self.port = 0
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Door]:
-        door = Door(self.members, "https://localhost:1", self.state / AUTHORITY)
-        server, listener = serve_door(door, self.state), listen("127.0.0.1", 0)
-        self.port = int(listener.getsockname()[1])
-        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-        thread.start()
-        try:
+        door = Door(self.members, "https://localhost:1", self.state / AUTHORITY, presence=self.presence)
+        with (
+            listen("127.0.0.1", 0, key="port") as listener,
+            open_door(door, self.state, listener),
+        ):
+            self.port = int(listener.getsockname()[1])
             yield door
-        finally:
-            server.should_exit = True
-            thread.join(20)
 
     def greeter(
         self, node_id: str = "A", *, folder: Path | None = None, host: str = "localhost", port: int | None = None

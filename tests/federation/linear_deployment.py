@@ -34,7 +34,8 @@ from manyeyes.errors import ManyeyesError
 from manyeyes.federation.admission import Members
 from manyeyes.federation.audit import AUDIT, read_audit
 from manyeyes.federation.client import Client
-from manyeyes.federation.flower import FlowerTransport, RuntimeAddress
+from manyeyes.federation.flower import RuntimeAddress
+from manyeyes.federation.flower_transport import FlowerTransport
 from manyeyes.federation.form import ModelForm
 from manyeyes.federation.joining import Place, claimed, serve
 from manyeyes.federation.keys import NODE_PUBLIC, make_authority, make_node_key, read_public_key

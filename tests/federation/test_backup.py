@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import sqlite3
 import stat
 import tarfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from manyeyes.errors import DataError, Interrupted, ResourceError, RunError
 from manyeyes.federation import backup as backup_module
 from manyeyes.federation.admission import Members
 from manyeyes.federation.backup import make_backup, read_backup, restore_backup
+from manyeyes.federation.coordinator_config import DATABASE
 from manyeyes.federation.keys import AUTHORITY, make_authority
 from manyeyes.federation.local import LocalTransport
 from manyeyes.federation.status import read_status
@@ -24,34 +23,25 @@ from report.nodes_run import NodesRun
 
 from .linear import FULL, Log, clients, hold
 
-DATABASE = "superlink.db"
-
-
-def fill_database(path: Path, rows: int = 200) -> sqlite3.Connection:
-    """A database in write-ahead mode, as Flower's is; what was written last is not in its main file yet."""
-    connection = sqlite3.connect(path, check_same_thread=False)
-    connection.execute("pragma journal_mode=wal")
-    connection.execute("create table one (value)")
-    connection.execute("create table two (value)")
-    with connection:
-        for number in range(rows):
-            connection.execute("insert into one values (?)", (number,))
-            connection.execute("insert into two values (?)", (number,))
-    return connection
-
 
 @pytest.fixture
-def state(tmp_path: Path) -> Iterator[Path]:
-    """A coordinator's folder with one member, a database that is open, and what is not worth keeping."""
+def state(tmp_path: Path) -> Path:
+    """A coordinator's folder with one member, and what is not worth keeping."""
     folder = tmp_path / "coordinator"
     make_authority(folder, ["localhost"])
     Members(folder).admit("A", ec.generate_private_key(ec.SECP256R1()).public_key())
-    for name in ("tasks.secret", "status.json", "logs/flower-superlink.log", "flwr/cache", ".members.json.x"):
+    for name in (
+        "tasks.secret",
+        "status.json",
+        "logs/flower-superlink.log",
+        "flwr/cache",
+        ".members.json.x",
+        DATABASE,
+        f"{DATABASE}-wal",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("{}")
-    connection = fill_database(folder / DATABASE)
-    yield folder
-    connection.close()
+    return folder
 
 
 @pytest.fixture
@@ -87,13 +77,12 @@ def test_what_is_put_back_is_what_was_there(state: Path, run: Path, tmp_path: Pa
     assert folder
     assert files(folder) == files(run)
     before, after = files(state), files(tmp_path / "new" / "coordinator")
-    assert after.keys() == {"ca.crt", "ca.key", "server.pem", "members.json", DATABASE}
-    assert all(after[name] == before[name] for name in after.keys() - {DATABASE})
-    for name in ("ca.key", "server.pem", "members.json", DATABASE):
+    assert after.keys() == {"ca.crt", "ca.key", "server.pem", "members.json"}
+    assert all(after[name] == before[name] for name in after)
+    for name in ("ca.key", "server.pem", "members.json"):
         assert stat.S_IMODE((tmp_path / "new" / "coordinator" / name).stat().st_mode) == 0o600, name
     restored = read_status(tmp_path / "new" / "coordinator", folder)
     assert (restored.summary.rounds_done if restored.summary else None, len(restored.nodes)) == (2, 3)
-    assert not list(tmp_path.rglob(".backup-*"))
     assert not list((tmp_path / "new").rglob(".*"))
 
 
@@ -107,35 +96,6 @@ def test_a_run_goes_on_from_a_backup_in_the_same_bits(state: Path, run: Path, tm
     again = hold(folder, transport=LocalTransport(clients(tmp_path / "nodes")), emit=log, resume=True, **FULL)
     assert again.weights.value_hash == whole.weights.value_hash
     assert log.of("row_started")[0]["resumed_from"] == 2
-
-
-def test_the_database_is_consistent_while_it_is_written(state: Path, tmp_path: Path) -> None:
-    ended = threading.Event()
-
-    def write() -> None:
-        with sqlite3.connect(state / DATABASE, timeout=30) as connection:
-            number = 1000
-            while not ended.is_set():
-                connection.execute("begin immediate")
-                connection.execute("insert into one values (?)", (number,))
-                connection.execute("insert into two values (?)", (number,))
-                connection.commit()
-                number += 1
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        for number in range(5):
-            make_backup(tmp_path / f"{number}.tar", state, None)
-    finally:
-        ended.set()
-        writer.join()
-    for number in range(5):
-        restore_backup(tmp_path / f"{number}.tar", tmp_path / f"new{number}", tmp_path / "runs")
-        with sqlite3.connect(tmp_path / f"new{number}" / DATABASE) as connection:
-            assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
-            one, two = (connection.execute(f"select count(*) from {t}").fetchone()[0] for t in ("one", "two"))
-        assert one == two >= 200, "rows that were not in the main file yet are there, and none without its twin"
 
 
 def test_checkpoints_that_are_replaced_meanwhile_are_taken_anew(
@@ -186,12 +146,6 @@ def test_what_is_no_coordinator_is_not_backed_up(tmp_path: Path, state: Path) ->
     assert not (tmp_path / "x.tar").exists()
     with pytest.raises(ResourceError, match="cannot be written"):
         make_backup(tmp_path / "no" / "x.tar", state, None)
-    for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"):
-        (state / name).unlink()
-    (state / DATABASE).write_text("not a database, but long enough to be looked at as one" * 50)
-    with pytest.raises(ResourceError, match=r"superlink\.db: cannot be backed up \(file is not a database\)"):
-        make_backup(tmp_path / "x.tar", state, None)
-    assert not (tmp_path / "x.tar").exists()
 
 
 def refused(source: Path, tmp_path: Path) -> str:

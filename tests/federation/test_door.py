@@ -41,9 +41,10 @@ from flwr.superlink.routers.fleet.router import router as fleet
 from manyeyes.errors import ResourceError
 from manyeyes.federation import door as door_module
 from manyeyes.federation.admission import Members
-from manyeyes.federation.door import FLEET_PATHS, KEY_HEADER, SIGNATURE_HEADER, TIME_HEADER, Door, listen, serve_door
+from manyeyes.federation.door import FLEET_PATHS, KEY_HEADER, SIGNATURE_HEADER, TIME_HEADER, Door, open_door
 from manyeyes.federation.keys import AUTHORITY, SERVER, make_authority
 from manyeyes.federation.presence import Presence
+from manyeyes.web.serving import listen
 
 MAX_BODY = 100_000
 _TLS_FILES = {"cert": SERVER, "key": SERVER, "ca-cert": AUTHORITY}
@@ -94,14 +95,8 @@ def superlink(folder: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def opened(door: Door, folder: Path) -> Iterator[str]:
     """Serve a door; yields its URL."""
-    server, listener = serve_door(door, folder), listen("127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-    thread.start()
-    try:
+    with listen("127.0.0.1", 0, key="port") as listener, open_door(door, folder, listener):
         yield f"https://localhost:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
 
 
 @dataclass
@@ -313,9 +308,17 @@ def test_an_address_in_use_and_a_missing_certificate_are_told(tmp_path: Path, gu
     port = int(guarded.url.rsplit(":", 1)[1])
     door = Door(guarded.members, guarded.upstream, guarded.folder / AUTHORITY)
     with pytest.raises(ResourceError, match=rf"cannot listen on 127\.0\.0\.1:{port} \(Address already in use\)"):
-        listen("127.0.0.1", port)
-    with pytest.raises(ResourceError, match="manyeyes coordinator init"):
-        serve_door(door, tmp_path)
+        listen("127.0.0.1", port, key="coordinator.port")
+    with (
+        listen("127.0.0.1", 0, key="coordinator.port") as listener,
+        pytest.raises(ResourceError, match="manyeyes coordinator init"),
+        open_door(door, tmp_path, listener),
+    ):
+        pytest.fail("it was opened")
     (tmp_path / SERVER).write_text("no certificate")
-    with pytest.raises(ResourceError, match="cannot be used as a certificate"):
-        serve_door(door, tmp_path)
+    with (
+        listen("127.0.0.1", 0, key="coordinator.port") as listener,
+        pytest.raises(ResourceError, match="cannot be used as a certificate"),
+        open_door(door, tmp_path, listener),
+    ):
+        pytest.fail("it was opened")

@@ -30,12 +30,12 @@ from tests.federation.linear_deployment import (
     wide_expected,
 )
 
-from manyeyes.federation import flower
+from manyeyes.federation import flower, flower_transport
 from manyeyes.federation.client import Client
 from manyeyes.federation.coordinator import CoordinatorConfig, _open_door
 from manyeyes.federation.deployment import superlink
-from manyeyes.federation.door import listen
-from manyeyes.federation.flower import FlowerTransport, RuntimeAddress
+from manyeyes.federation.flower import RuntimeAddress
+from manyeyes.federation.flower_transport import FlowerTransport
 from manyeyes.federation.form import ModelForm
 from manyeyes.federation.local import LocalTransport
 from manyeyes.federation.messages import fit_request, longest_answer
@@ -43,6 +43,7 @@ from manyeyes.federation.rounds import run_rounds
 from manyeyes.federation.transport import Request
 from manyeyes.learners.learner import FitPlan
 from manyeyes.report.runlog import Event
+from manyeyes.web.serving import listen
 from manyeyes.weights import load_weights
 
 
@@ -251,7 +252,7 @@ def test_foreign_runs_are_not_obeyed_and_a_lost_answer_is_sent_again(
         config = CoordinatorConfig.model_validate({"name": "x", "names": ["thing"], "state": tmp_path / "coordinator"})
         deployment.start_node("A", seconds=SECONDS)
         with (
-            listen("127.0.0.1", deployment.port) as listener,
+            listen("127.0.0.1", deployment.port, key="port") as listener,
             superlink(config.state) as address,
             _open_door(config, deployment.members, address, listener, 10_000_000) as door,
         ):
@@ -278,7 +279,7 @@ def test_foreign_runs_are_not_obeyed_and_a_lost_answer_is_sent_again(
 
             # Who knows the secret and starts a run of something else gets no further than the node's first look at it.
             assert digest != flower.fab()[1]
-            monkeypatch.setattr(flower, "fab", lambda: (content, digest))
+            monkeypatch.setattr(flower_transport, "fab", lambda: (content, digest))
             with FlowerTransport(address, deployment.members, form, door=door) as transport:
                 answer = ask(transport, "A")
                 assert answer.error == "this task is of another program, or of another version of this one"

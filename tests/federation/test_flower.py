@@ -23,9 +23,11 @@ from manyeyes.config import parse_config
 from manyeyes.errors import ConfigError, ProtocolError
 from manyeyes.federation.audit import AUDIT, read_audit
 from manyeyes.federation.coordinator import load_coordinator_config
-from manyeyes.federation.flower import _packed, _unpacked, fab
+from manyeyes.federation.coordinator_config import DATABASE
+from manyeyes.federation.flower import fab, packed, unpacked
 from manyeyes.federation.launch import launch
 from manyeyes.federation.node import load_node_config
+from manyeyes.federation.status import read_status
 from manyeyes.federation.traffic import TRAFFIC
 from manyeyes.federation.transport import Record
 from manyeyes.report.runlog import read_runlog
@@ -159,6 +161,7 @@ def test_three_nodes_over_tls_end_in_the_bits_of_the_local_engine(deployment: De
         assert {name for entry in left for name in entry["values"]} == DECLARED
     assert "5 entries, none changed" in deployment.call("node", "audit", "--folder", "nodes/A")
     check_what_is_told(deployment)
+    assert not list((deployment.folder / "coordinator").glob(f"{DATABASE}*")), "what nodes sent is not kept"
 
 
 def test_what_flower_takes_for_the_app_holds_no_code() -> None:
@@ -171,7 +174,7 @@ def test_what_flower_takes_for_the_app_holds_no_code() -> None:
 
 def test_a_record_passes_through_flowers_form_unchanged() -> None:
     record = Record({"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, {"plan": {"round": 3}})
-    data, values = _unpacked(_packed(record.to_bytes(), {"request_id": "7"}))
+    data, values = unpacked(packed(record.to_bytes(), {"request_id": "7"}))
     again = Record.from_bytes(data)
     assert again.values == record.values
     assert (again.arrays["w"] == record.arrays["w"]).all()
@@ -194,7 +197,7 @@ def _array(stype: str) -> ArrayRecord:
 )
 def test_a_message_that_holds_anything_else_is_refused(content: RecordDict) -> None:
     with pytest.raises(ProtocolError, match="does not hold one record"):
-        _unpacked(content)
+        unpacked(content)
 
 
 @pytest.mark.parametrize("url", ["http://localhost:5000", "localhost:5000", "https://", "https://x/y", "ftp://x"])
@@ -393,6 +396,8 @@ def test_a_node_goes_away_before_its_bytes_of_the_day_are_exceeded_and_its_last_
     # 12 MB for the starting weights to test; each round 12 MB for the model to train, for the update and to test.
     said = wait_for(deployment, "warning", after=-1)["reason"]
     assert said.startswith("round 3 needs at least 1 nodes, but 0 can be reached")
+    (node,) = [node for node in read_status(deployment.folder / "coordinator").nodes if node.node_id == "A"]
+    assert (node.online, node.away) == (False, "until midnight")
     coordinator.send_signal(signal.SIGINT)
     assert coordinator.wait(60) == 130
     assert "Finished rounds are kept" in deployment.said("coordinator")

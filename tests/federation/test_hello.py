@@ -97,6 +97,22 @@ def test_of_two_nodes_with_one_key_the_first_stays(
         first.greet()
 
 
+def test_the_coordinator_hears_until_when_a_node_is_away(entrance: Entrance, tmp_path: Path) -> None:
+    shutil.copytree(entrance.node, tmp_path / "copy")
+    presence = entrance.presence
+    with entrance.open():
+        greeter = entrance.greeter()
+        greeter.greet()
+        # Who has no place cannot give it up.
+        entrance.greeter(folder=tmp_path / "copy").goodbye("for good")
+        assert presence.nodes()["A"].online(presence.now())
+        greeter.goodbye("until midnight\n" + 200 * "!")
+        assert not presence.nodes()["A"].online(presence.now())
+        assert presence.nodes()["A"].away == ("until midnight " + 200 * "!")[:100]
+        greeter.greet()
+        assert presence.nodes()["A"].online(presence.now())
+
+
 def test_a_node_that_was_killed_is_let_in_again_at_once(entrance: Entrance) -> None:
     with entrance.open():
         entrance.greeter().greet()
@@ -252,8 +268,9 @@ def test_a_key_that_others_can_read_or_that_is_none(entrance: Entrance) -> None:
         b"",
         b"{",
         b"[]",
-        b'{"instance": 1, "place": "", "leaving": false, "work": {"busy": false, "request_id": ""}}',
-        b'{"instance": "a", "place": "b", "leaving": false, "work": {"busy": "no", "request_id": ""}}',
+        b'{"instance": 1, "place": "", "leaving": false, "away": "", "work": {"busy": false, "request_id": ""}}',
+        b'{"instance": "a", "place": "b", "leaving": false, "away": "", "work": {"busy": "no", "request_id": ""}}',
+        b'{"instance": "a", "place": "b", "leaving": true, "away": 5, "work": {"busy": true, "request_id": ""}}',
         b"[" * 900,
     ],
 )

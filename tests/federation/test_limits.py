@@ -12,7 +12,7 @@ from manyeyes.config import ModelSection, TrainSection
 from manyeyes.datasets import load_dataset
 from manyeyes.errors import DataError, LimitError
 from manyeyes.federation.audit import AuditLog, read_audit
-from manyeyes.federation.flower import _told
+from manyeyes.federation.flower_node import _told
 from manyeyes.federation.form import ModelForm
 from manyeyes.federation.hours import DayHours
 from manyeyes.federation.limits import Limits

@@ -69,7 +69,7 @@ def test_only_reading_is_possible(client: httpx.Client) -> None:
 def test_a_port_in_use_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        with pytest.raises(ResourceError, match=rf"port: cannot listen on 127\.0\.0\.1:{port}.*--port"):
+        with pytest.raises(ResourceError, match=rf"port: cannot listen on 127\.0\.0\.1:{port}.*another port"):
             node_page(STATUS, port).__enter__()
 
 

@@ -2,13 +2,13 @@
 
 The archive is a plain tar file:
 
-    state/…        authority, certificate, their private keys, members, SuperLink's database
+    state/…        authority, certificate, their private keys, members
     run/…          checkpoints, run log, configuration, report, final weights
     backup.json    last: format, when, name of the run, and for each file its length and SHA-256
 
-The database is copied through SQLite's own backup, so the copy is consistent. Checkpoints are whole files that are
-replaced, never changed, and are copied before the run log, so the log never tells less than they hold. What is made
-anew at each start (the secret of the tasks, the status) and the logs of Flower's processes are left out.
+Checkpoints are whole files that are replaced, never changed, and are copied before the run log, so the log never tells
+less than they hold. What is made anew at each start (the secret of the tasks, the status), what is on its way to and
+from nodes, and the logs of Flower's processes are left out.
 
 Whoever has the file can pass for the coordinator: it holds private keys and is readable by its owner only.
 """
@@ -20,7 +20,6 @@ import hashlib
 import io
 import os
 import shutil
-import sqlite3
 import tarfile
 import tempfile
 import time
@@ -34,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from manyeyes.config import NODE_ID_PATTERN
 from manyeyes.errors import DataError, ResourceError, RunError
-from manyeyes.federation.coordinator_config import CHECKPOINTS
+from manyeyes.federation.coordinator_config import CHECKPOINTS, DATABASE
 from manyeyes.federation.keys import AUTHORITY
 from manyeyes.federation.status import STATUS
 from manyeyes.report.runlog import RUNLOG
@@ -43,8 +42,7 @@ __all__ = ["Backup", "make_backup", "read_backup", "restore_backup"]
 
 _MANIFEST = "backup.json"
 _STATE, _RUN = "state", "run"
-_DATABASE = "superlink.db"
-_MADE_ANEW = frozenset({"tasks.secret", STATUS, f"{_DATABASE}-wal", f"{_DATABASE}-shm"})
+_MADE_ANEW = frozenset({"tasks.secret", STATUS, DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"})
 _NOT_NEEDED = frozenset({"logs", "flwr"})
 _CHUNK = 1 << 20
 _MAX_MANIFEST = 64 << 20
@@ -112,8 +110,6 @@ def make_backup(target: Path, state: Path, run: Path | None) -> Backup:
             os.fsync(file.fileno())
     except BaseException as error:
         target.unlink(missing_ok=True)
-        if isinstance(error, sqlite3.Error):
-            raise ResourceError(f"cannot be backed up ({error})", file=state / _DATABASE) from error
         if isinstance(error, OSError):
             raise ResourceError(f"cannot be written ({error.strerror or error})", file=target) from error
         raise
@@ -176,11 +172,7 @@ def _write(file: IO[bytes], state: Path, run: Path | None) -> Backup:
         if run:
             _add_run(archive, files, run)
         for path in _files_of(state):
-            if path.name != _DATABASE:
-                _add(archive, files, PurePosixPath(_STATE, *path.relative_to(state).parts), path)
-        if (state / _DATABASE).exists():
-            with _consistent_copy(state / _DATABASE) as copy:
-                _add(archive, files, PurePosixPath(_STATE, _DATABASE), copy)
+            _add(archive, files, PurePosixPath(_STATE, *path.relative_to(state).parts), path)
         manifest = _Manifest(
             format="manyeyes-backup-1", made=round(time.time(), 3), name=run.name if run else None, files=files
         )
@@ -250,19 +242,6 @@ class _Hashing(io.RawIOBase):
         self._left -= len(data)
         self.hash.update(data)
         return data
-
-
-@contextmanager
-def _consistent_copy(database: Path) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix=".backup-", dir=database.parent) as folder:
-        copy = Path(folder) / database.name
-        with (
-            contextlib.closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True, timeout=30)) as live,
-            contextlib.closing(sqlite3.connect(copy)) as target,
-        ):
-            live.backup(target)
-        copy.chmod(0o600)
-        yield copy
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from manyeyes.errors import AbsentNodesError, ConfigError, Interrupted
 from manyeyes.federation.admission import Members
 from manyeyes.federation.coordinator_config import CHECKPOINTS, CoordinatorConfig, load_coordinator_config
 from manyeyes.federation.deployment import superlink
-from manyeyes.federation.door import Door, listen, serve_door
-from manyeyes.federation.flower import FlowerTransport, RuntimeAddress
+from manyeyes.federation.door import Door, open_door
+from manyeyes.federation.flower import RuntimeAddress
+from manyeyes.federation.flower_transport import FlowerTransport
 from manyeyes.federation.form import ModelForm
 from manyeyes.federation.keys import AUTHORITY, SERVER, expiry_warning
 from manyeyes.federation.messages import longest_answer
@@ -27,6 +27,7 @@ from manyeyes.learners.learner import Template
 from manyeyes.learners.models import build_template, save_model
 from manyeyes.report.provenance import provenance
 from manyeyes.report.runlog import COORDINATOR, Emit
+from manyeyes.web.serving import listen
 
 __all__ = ["CoordinatorConfig", "hold", "load_coordinator_config", "require_certificate", "run_coordinator"]
 
@@ -100,7 +101,7 @@ def hold(
     most_bytes = longest_answer(template.weights)
     members = Members(config.state)
     with (
-        listen(config.host, config.port) as listener,
+        listen(config.host, config.port, key="coordinator.port") as listener,
         superlink(config.state) as address,
         _open_door(config, members, address, listener, most_bytes, presence) as door,
     ):
@@ -199,7 +200,6 @@ def _description(config: CoordinatorConfig, template: Template) -> dict[str, Any
     }
 
 
-@contextmanager
 def _open_door(
     config: CoordinatorConfig,
     members: Members,
@@ -207,19 +207,10 @@ def _open_door(
     listener: socket.socket,
     most_bytes: int,
     presence: Presence | None = None,
-) -> Iterator[Door]:
-    upstream = f"https://{address.address}"
-    door = Door(members, upstream, config.state / AUTHORITY, most_bytes=most_bytes, presence=presence)
-    server = serve_door(door, config.state)
-    # uvicorn takes signals over only in the main thread, and there they are ours.
-    thread = threading.Thread(target=server.run, args=([listener],), name="manyeyes-door", daemon=True)
-    thread.start()
-    try:
-        yield door
-    finally:
-        door.close()
-        server.should_exit = True
-        thread.join(10.0)
+) -> AbstractContextManager[Door]:
+    upstream, authority = f"https://{address.address}", config.state / AUTHORITY
+    door = Door(members, upstream, authority, most_bytes=most_bytes, presence=presence)
+    return open_door(door, config.state, listener)
 
 
 def _wait_for_nodes(transport: Transport, least: int, stop: Stop, *, begun: bool) -> None:

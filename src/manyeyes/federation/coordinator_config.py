@@ -19,10 +19,12 @@ from manyeyes.config import (
     validate,
 )
 
-__all__ = ["CHECKPOINTS", "CoordinatorConfig", "dump_coordinator_config", "load_coordinator_config"]
+__all__ = ["CHECKPOINTS", "DATABASE", "CoordinatorConfig", "dump_coordinator_config", "load_coordinator_config"]
 
 CHECKPOINTS = "checkpoints"
 """In a run's folder: the state after each of the last rounds."""
+DATABASE = "superlink.db"
+"""In a coordinator's state folder while it is at work: what is on its way to and from nodes."""
 
 
 class CoordinatorConfig(Section):

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from manyeyes.errors import ResourceError, RunError
+from manyeyes.federation.coordinator_config import DATABASE
 from manyeyes.federation.flower import RuntimeAddress
 from manyeyes.federation.keys import AUTHORITY, NODE_KEY, SERVER
 from manyeyes.weights import write_atomically
@@ -50,6 +51,9 @@ _log = logging.getLogger(__name__)
 def superlink(folder: Path) -> Iterator[RuntimeAddress]:
     """A SuperLink that keeps its state in a coordinator's folder.
 
+    Its database holds what nodes sent, also after it was merged, since SQLite does not wipe what it deletes. So the
+    database goes when the SuperLink does; one that was left by a coordinator that was killed is taken up again.
+
     Args:
         folder: holds the coordinator's certificate; the SuperLink's files go below it.
 
@@ -62,12 +66,16 @@ def superlink(folder: Path) -> Iterator[RuntimeAddress]:
     command = ["flower-superlink", "--host", _LOOPBACK, "--port", str(port)]
     command += [f"--ssl-{kind}file={folder / name}" for kind, name in tls.items()]
     command += ["--enable-supernode-auth", "--isolation", "process", "--disable-runtime-dependency-installation"]
-    command += ["--database", str(folder / "superlink.db"), "--superexec-auth-secret-file", str(secret)]
-    with _Child(command, folder, port) as child:
-        authority = (folder / AUTHORITY).read_bytes()
-        yield RuntimeAddress(
-            f"localhost:{port}", secret.read_text(), authority, child.runs, child.revive, child.trouble
-        )
+    command += ["--database", str(folder / DATABASE), "--superexec-auth-secret-file", str(secret)]
+    try:
+        with _Child(command, folder, port) as child:
+            authority = (folder / AUTHORITY).read_bytes()
+            yield RuntimeAddress(
+                f"localhost:{port}", secret.read_text(), authority, child.runs, child.revive, child.trouble
+            )
+    finally:
+        for suffix in ("", "-wal", "-shm"):
+            (folder / (DATABASE + suffix)).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -14,18 +14,16 @@ import base64
 import binascii
 import contextlib
 import logging
-import os
 import socket
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
-import uvicorn
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -41,8 +39,9 @@ from manyeyes.federation.hello import HELLO, KEY_HEADER, LEASE_SECONDS, SIGNATUR
 from manyeyes.federation.keys import SERVER
 from manyeyes.federation.messages import PROTOCOL_VERSION
 from manyeyes.federation.presence import Presence
+from manyeyes.web.serving import serving
 
-__all__ = ["FLEET_PATHS", "HELLO", "KEY_HEADER", "SIGNATURE_HEADER", "TIME_HEADER", "Door", "listen", "serve_door"]
+__all__ = ["FLEET_PATHS", "HELLO", "KEY_HEADER", "SIGNATURE_HEADER", "TIME_HEADER", "Door", "open_door"]
 
 FLEET_PATHS = tuple(
     f"/v1/fleet/{name}"
@@ -318,6 +317,10 @@ class Door:
             return self._refuse(request, refusal, member)
         except ClientDisconnect:
             return Response(status_code=400)
+        if not said.leaving:
+            self._presence.came(member.node_id, request.url.path)
+        elif self._leases.get(member.node_id) is None:
+            self._presence.went(member.node_id, said.away)
         return JSONResponse(
             {
                 "protocol": PROTOCOL_VERSION,
@@ -400,43 +403,23 @@ def _kind(answer: httpx.Response) -> dict[str, str]:
     return {"content-type": answer.headers["content-type"]} if "content-type" in answer.headers else {}
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """The socket that a door is served on; port 0 takes a free one.
-
-    Raises:
-        ResourceError: the address is in use or not this machine's.
-    """
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise ResourceError(
-            f"cannot listen on {host}:{port} ({os.strerror(error.errno or 0)})",
-            key="coordinator.port",
-            cure="Choose another port, or stop what uses this one.",
-        ) from error
-
-
-def serve_door(door: Door, folder: Path) -> uvicorn.Server:
-    """A server for a door: ``server.run([socket])``.
+@contextlib.contextmanager
+def open_door(door: Door, folder: Path, listener: socket.socket) -> Iterator[Door]:
+    """Within the block a door is served; yields it.
 
     Args:
         door: what is served.
         folder: the coordinator's state folder, which holds its certificate.
+        listener: the socket it is served on.
 
     Raises:
         ResourceError: the certificate cannot be used.
     """
-    context = _tls(folder / SERVER)
-    config = uvicorn.Config(
-        door.app,
-        ssl_context_factory=lambda *_: context,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        ws="none",
-        timeout_graceful_shutdown=5,
-    )
-    return uvicorn.Server(config)
+    with serving(door.app, listener, "manyeyes-door", tls=_tls(folder / SERVER), grace=5):
+        try:
+            yield door
+        finally:
+            door.close()
 
 
 def _tls(path: Path) -> ssl.SSLContext:

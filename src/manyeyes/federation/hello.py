@@ -46,6 +46,7 @@ _EVERY_SECONDS = 10.0
 _UNHEARD_SECONDS = 30.0
 _TIMEOUT_SECONDS = 10.0
 _LONGEST_ANSWER = 10_000
+_LONGEST_AWAY = 100
 # Of OpenSSL's reasons not to trust a certificate; another address is another name too.
 _EXPIRED, _NOT_YET_VALID, _OTHER_NAME, _OTHER_ADDRESS = 10, 9, 62, 64
 
@@ -74,7 +75,8 @@ class Greeting:
     Attributes:
         instance: which process of those that have the key.
         place: on which machine and in which folder; of the processes there only one runs at a time.
-        leaving: whether it ends.
+        leaving: whether it goes.
+        away: until when it goes, in words for the coordinator's people; "" if it does not come back by itself.
         work: what it is at.
         host: where it was heard from.
         heard: when, on the monotonic clock.
@@ -84,13 +86,15 @@ class Greeting:
     place: str
     leaving: bool
     work: Work
+    away: str = ""
     host: str = ""
     heard: float = field(default_factory=time.monotonic)
 
     def to_json(self) -> str:
         """As it is sent."""
         work = {"busy": self.work.busy, "request_id": self.work.request_id}
-        return json.dumps({"instance": self.instance, "place": self.place, "leaving": self.leaving, "work": work})
+        goes = {"leaving": self.leaving, "away": self.away}
+        return json.dumps({"instance": self.instance, "place": self.place, "work": work} | goes)
 
     @classmethod
     def read(cls, text: bytes, host: str) -> Greeting:
@@ -105,9 +109,11 @@ class Greeting:
                     "instance": str(instance),
                     "place": str(place),
                     "leaving": bool(leaving),
+                    "away": str(away),
                     "work": {"busy": bool(busy), "request_id": str(request_id)},
                 }:
-                    return cls(instance, place, leaving, Work(busy, request_id), host)
+                    work = Work(busy, request_id)
+                    return cls(instance, place, leaving, work, _printable(away.encode())[:_LONGEST_AWAY], host)
         except (ValueError, RecursionError) as error:
             raise ProtocolError("the greeting is not JSON") from error
         raise ProtocolError("the greeting does not say who greets")
@@ -149,8 +155,12 @@ class Greeter:
         self._since: float | None = None
         self._quiet = 0.0
 
-    def greet(self, *, leaving: bool = False) -> None:
-        """Ask to be let in, or say that this process ends.
+    def greet(self, *, leaving: bool = False, away: str = "") -> None:
+        """Ask to be let in, or say that this process goes.
+
+        Args:
+            leaving: whether it goes.
+            away: and until when.
 
         Raises:
             RunError: not now, and perhaps later without any change here: it cannot be reached, does not let this key
@@ -158,7 +168,7 @@ class Greeter:
             ConfigError: this node is called otherwise there, or its authority or address is not that coordinator's.
             ProtocolError: the two machines hold different versions, or it is no coordinator.
         """
-        status, text = self.post(HELLO, Greeting(self._instance, self._place, leaving, self._work).to_json())
+        status, text = self.post(HELLO, Greeting(self._instance, self._place, leaving, self._work, away).to_json())
         if status == http.client.NOT_FOUND:
             raise ProtocolError(f"{self._where} does not know this greeting", cure=_SAME_VERSION)
         if status != http.client.OK:
@@ -215,10 +225,14 @@ class Greeter:
             done.set()
             thread.join(_TIMEOUT_SECONDS)
 
-    def goodbye(self) -> None:
-        """Let another process with this key in at once; it is no fault if nobody hears it."""
+    def goodbye(self, away: str = "") -> None:
+        """Let another process with this key in at once; it is no fault if nobody hears it.
+
+        Args:
+            away: until when this one goes, if it comes back by itself.
+        """
         try:
-            self.greet(leaving=True)
+            self.greet(leaving=True, away=away)
         except (RunError, ConfigError, ProtocolError) as error:
             _log.info("nobody heard the goodbye: %s", error)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from manyeyes.errors import ConfigError, ResourceError, RunError
 from manyeyes.federation.audit import AuditLog
 from manyeyes.federation.deployment import supernode
-from manyeyes.federation.flower import Answer, deactivation, serve_requests
+from manyeyes.federation.flower import deactivation
+from manyeyes.federation.flower_node import Answer, serve_requests
 from manyeyes.federation.hello import Greeter, Work
 from manyeyes.federation.keys import NODE_KEY
 
@@ -59,7 +60,8 @@ class Watcher:
 
     Attributes:
         waits: told what keeps the node out, in words for the site's own people; None when it is in.
-        away: asked between requests; while it gives a reason the node asks for no more of them.
+        away: asked between requests; while it says until when, the node asks for no more of them, and tells the
+            coordinator these words.
         received: told the length of each request before it is looked at; what it raises is the answer.
         refused: told why a request is refused.
     """
@@ -174,8 +176,8 @@ class _Node:
             # Flower's process ends when it is refused, and the disk may be full for a while; the node stays.
             _log.warning("%s; trying again", error)
             self.watcher.waits(str(error))
-        if self.watcher.away():
-            greeter.goodbye()
+        if away := self.watcher.away():
+            greeter.goodbye(away)
 
 
 @contextmanager

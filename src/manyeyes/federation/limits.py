@@ -15,6 +15,7 @@ from manyeyes.federation.hours import DayHours
 
 __all__ = ["Limits"]
 
+_LESS_MEMORY = "Ask for a smaller train.batch or train.imgsz, or for more parts of a batch (train.accumulate)."
 _GB = 1e9
 
 
@@ -149,7 +150,7 @@ class Limits:
                 f"this site allows {self.memory:g} GB of memory, and a batch of {train.batch // train.accumulate}"
                 f" pictures at {train.imgsz} px needs about {needed / _GB:.1f} GB",
                 key="memory",
-                cure="Ask for a smaller train.batch or train.imgsz, or for more parts of a batch (train.accumulate).",
+                cure=_LESS_MEMORY,
             )
 
     def check_memory_taken(self, taken: int) -> None:
@@ -162,7 +163,7 @@ class Limits:
             raise LimitError(
                 f"this site allows {self.memory:g} GB of memory, and training took {taken / _GB:.2f} GB",
                 key="memory",
-                cure="Ask for a smaller train.batch or train.imgsz, or for more parts of a batch (train.accumulate).",
+                cure=_LESS_MEMORY,
             )
 
     def check_traffic(self, used: int, answer: int) -> None:

@@ -307,7 +307,7 @@ class _Node:
         if text != self._said:
             _log.warning("%s", text)
         self._said = text
-        return text
+        return "until midnight"
 
     # -- what happens to a request ------------------------------------------------------------------------------
 

@@ -13,8 +13,8 @@ from typing import Literal
 
 __all__ = ["ONLINE_SECONDS", "Presence", "Seen"]
 
-ONLINE_SECONDS = 60.0
-"""A node counts as online for so long after its last request; it makes one every few seconds, also while it trains."""
+ONLINE_SECONDS = 30.0
+"""A node counts as online for so long after its last request; it makes one every ten seconds, also while it trains."""
 
 _LEAVING = ("/deactivate-node", "/unregister-node")
 
@@ -26,11 +26,13 @@ class Seen:
     Attributes:
         at: its last request, seconds since 1970.
         left: whether that request said goodbye.
+        away: and for how long, in the node's words; "" if it did not say.
         bytes_up, bytes_down: bodies of its requests and of their answers.
     """
 
     at: float
     left: bool = False
+    away: str = ""
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -56,7 +58,13 @@ class Presence:
         """A node made a request."""
         with self._lock:
             seen = self._seen.get(node_id, Seen(0.0))
-            self._seen[node_id] = replace(seen, at=self.now(), left=path.endswith(_LEAVING))
+            self._seen[node_id] = replace(seen, at=self.now(), left=path.endswith(_LEAVING), away="")
+
+    def went(self, node_id: str, away: str) -> None:
+        """A node said goodbye, and perhaps for how long."""
+        with self._lock:
+            seen = self._seen.get(node_id, Seen(0.0))
+            self._seen[node_id] = replace(seen, at=self.now(), left=True, away=away)
 
     def carried(self, node_id: str, direction: Literal["up", "down"], num_bytes: int) -> None:
         """A part of a request or of its answer passed; a long one shows that the node is there."""

@@ -155,6 +155,7 @@ class NodeStatus:
     Attributes:
         member: as it was admitted; None if the register does not name it.
         online: whether it is there now; None unless the coordinator is at work.
+        away: until when it is not, in its own words; None if it has not said.
         last_seen: its last request to this or the last coordinator process, seconds since 1970.
         doing: "trains", "sent", "tests", "tested" or "refused" in the round that runs.
         summary: what the run log tells of it.
@@ -163,6 +164,7 @@ class NodeStatus:
     node_id: str
     member: Member | None
     online: bool | None
+    away: str | None
     last_seen: float | None
     doing: str | None
     summary: NodeSummary | None
@@ -369,7 +371,8 @@ def _nodes(
         online = (at_door.online(now) if at_door else False) if at_work else None
         doing = summary.doing(of_log) if summary and of_log and at_work else None
         last_seen = at_door.at if at_door else None
-        found.append(NodeStatus(name, by_name.get(name), online, last_seen, doing, of_log))
+        away = (at_door.away or None) if at_door and online is False else None
+        found.append(NodeStatus(name, by_name.get(name), online, away, last_seen, doing, of_log))
     return tuple(found)
 
 
@@ -381,6 +384,7 @@ def _node_dict(node: NodeStatus) -> dict[str, Any]:
         "revoked": member.revoked if member else None,
         "fingerprint": member.fingerprint if member else None,
         "online": node.online,
+        "away": node.away,
         "last_seen": node.last_seen,
         "doing": node.doing,
         "last_round": told.last_round if told else None,

@@ -71,7 +71,7 @@ def watch_status(look: Callable[[], Status], console: Console, every: float = 2.
 
 def _news(status: Status) -> object:
     """What is worth another table where each stays: not the seconds that pass."""
-    nodes = [(node.node_id, node.online, node.doing, node.member) for node in status.nodes]
+    nodes = [(node.node_id, node.online, node.away, node.doing, node.member) for node in status.nodes]
     rounds = (status.summary.round, status.summary.rounds_done) if status.summary else None
     return status.phase, rounds, nodes
 
@@ -166,6 +166,8 @@ def _node_table(status: Status, columns: int) -> Table:
 def _online(node: NodeStatus) -> str:
     if node.online is None:
         return "unknown"
+    if node.away:
+        return f"[yellow]away {escape(node.away)}[/]"
     return "[green]online[/]" if node.online else "[red]offline[/]"
 
 

@@ -9,13 +9,9 @@ It knows the node by the plain object that it is handed, and imports nothing tha
 
 from __future__ import annotations
 
-import os
-import socket
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -26,12 +22,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from manyeyes.errors import ResourceError
 from manyeyes.federation.node_status import NodeStatus
+from manyeyes.web.serving import LOOPBACK, listen, serving
 
 __all__ = ["node_app", "node_page"]
-
-_LOOPBACK = "127.0.0.1"
 
 
 def node_app(status: NodeStatus) -> Starlette:
@@ -51,7 +45,7 @@ def node_app(status: NodeStatus) -> Starlette:
 
     routes = [Route(f"/{view.__name__}", view) for view in (healthz, readyz, metrics)]
     # A page of somewhere else whose name is made to point here must not read it through a browser of this machine.
-    own_names = Middleware(TrustedHostMiddleware, allowed_hosts=[_LOOPBACK, "localhost"])
+    own_names = Middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost"])
     return Starlette(routes=routes, middleware=[own_names])
 
 
@@ -71,26 +65,11 @@ def node_page(status: NodeStatus, port: int | None) -> Iterator[int | None]:
     if port is None:
         yield None
         return
-    try:
-        listener = socket.create_server((_LOOPBACK, port))
-    except OSError as error:
-        raise ResourceError(
-            f"cannot listen on {_LOOPBACK}:{port} ({os.strerror(error.errno or 0)})",
-            key="port",
-            cure="Choose another --port, or stop what uses this one.",
-        ) from error
-    config = uvicorn.Config(
-        node_app(status), log_config=None, access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=2
-    )
-    server = uvicorn.Server(config)
-    # uvicorn takes signals over only in the main thread, and there they are the node's.
-    thread = threading.Thread(target=server.run, args=([listener],), name="manyeyes-page", daemon=True)
-    thread.start()
-    try:
+    with (
+        listen(LOOPBACK, port, key="port") as listener,
+        serving(node_app(status), listener, "manyeyes-page"),
+    ):
         yield int(listener.getsockname()[1])
-    finally:
-        server.should_exit = True
-        thread.join(5.0)
 
 
 class _NodeCollector(Collector):
