@@ -124,7 +124,10 @@ def test_a_fourth_node_joins_in_round_3_and_a_revoked_one_is_gone_at_once(tmp_pa
         deployment.members.revoke("B")
         assert deployment.finish() == 0, deployment.said("coordinator")
         assert deployment.merged(1) == {"A", "B", "C"}
-        assert {event["reason"] for event in deployment.of("update_refused")} <= {"was revoked"}
+        assert {event["reason"] for event in deployment.of("update_refused")} <= {
+            "was revoked",
+            "is not online any more",
+        }
         assert deployment.merged(5) == {"A", "C", "D"}
         assert "this key was not admitted, or was revoked" in deployment.said("B")
         nothing_said_that_should_not_be(deployment)
@@ -158,18 +161,22 @@ def test_a_node_that_comes_back_after_the_deadline_is_asked_again_only_where_som
             deployment.start_node(node, seconds=1.0)
         deployment.wait(lambda: "B" in deployment.merged(deployment.rounds_finished()), "B took no part")
         deployment.kill("B")
+
+        def of_b(kind: str) -> list[Event]:
+            # On a busy machine A may miss a deadline too.
+            return [event for event in deployment.of(kind) if event["node"] == "B"]
+
         kind = {"drop": "update_refused", "next_round": "update_late"}[late]
-        deployment.wait(lambda: deployment.of(kind), "B was not missed")
-        missed = deployment.of(kind)[0]
-        assert (missed["node"], missed["reason"]) == ("B", "no answer within 5 s")
+        deployment.wait(lambda: of_b(kind), "B was not missed")
+        missed = of_b(kind)[0]
+        assert missed["reason"] == "no answer within 5 s"
         deployment.start_node("B", seconds=1.0)
 
         def come() -> list[Event]:
-            received = [event for event in deployment.of("update_received") if event["node"] == "B"]
-            return [event for event in received if event["round"] > missed["round"]]
+            return [event for event in of_b("update_received") if event["round"] > missed["round"]]
 
         deployment.wait(come, "B takes no part any more", seconds=90.0)
-        reasons = [event["reason"] for event in deployment.of("update_refused")[1:] if event["node"] == "B"]
+        reasons = [event["reason"] for event in of_b("update_refused")[1:]]
         if late == "drop":
             assert reasons == ["was away meanwhile, and what it had been asked is lost"]
             assert "staleness" not in come()[0]
