@@ -21,7 +21,7 @@ from manyeyes.datasets import load_dataset
 from manyeyes.datasets.scenes import CLASSES, write_scenes
 from manyeyes.learners.detector import DetectorLearner
 from manyeyes.learners.learner import FitPlan, Progress
-from manyeyes.learners.models import BASE_WEIGHTS, build_template, model_metadata
+from manyeyes.learners.models import BASE_WEIGHTS, build_template
 from manyeyes.weights import add, write_atomically
 
 TRAIN = TrainSection(
@@ -74,7 +74,7 @@ def main() -> None:
     print("generic scenes it has not seen:", json.dumps(metrics.to_dict(), indent=2))
 
     halves = {name: a.astype(np.float16) if a.dtype == np.float32 else a for name, a in weights.items()}
-    content = save(halves, model_metadata(template))
+    content = save(halves, template.metadata)
     write_atomically(arguments.out, content)
     print(f"{len(content) / 1e6:.2f} MB, sha256 {hashlib.sha256(content).hexdigest()}")
 

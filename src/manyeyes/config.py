@@ -233,6 +233,13 @@ class FederationSection(Section):
     strategy: StrategySection = FedAvgSection()
     weighting: Weighting = Field("examples", description="what a site's update counts by")
     personal: tuple[str, ...] = Field((), description="patterns of tensor names that stay at the node, or 'bn'")
+    finetune_after: int = Field(
+        0,
+        ge=0,
+        description="rounds' worth of training that each node goes on for itself after the last round; what it learns"
+        " then stays there, as its own model",
+    )
+    finetune_lr: float = Field(1.0, gt=0, le=1, description="share of train.lr that it begins with")
     deadline: float | None = Field(None, gt=0, description="seconds a round waits for updates")
     late: Literal["drop", "next_round"] = Field(
         "drop", description="what becomes of an update that comes after the deadline; next_round: merged when it comes"

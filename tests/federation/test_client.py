@@ -106,6 +106,31 @@ def test_requests_that_are_refused(client: Client) -> None:
         client.handle(Request("1", "A", "fit", fit_request(WEIGHTS, plan(), "0" * 64)))
 
 
+def test_what_a_node_learns_for_itself_stays_there(client: Client) -> None:
+    ask(client, plan(0))
+    asked = plan(0).model_copy(update={"finetune": True, "kept": 1})
+    sent = read_update(ask(client, asked), WEIGHTS, (), ())
+    assert not sent.delta
+    assert not sent.buffers
+    assert sent.num_examples == 3
+
+    start = client.own_weights(WEIGHTS, ("bn",), 1)
+    update = LinearLearner().fit(start, site(0), asked)
+    own = add(start, update.delta).replace(update.buffers)
+    assert client.finetuned().value_hash == own.value_hash
+    assert client.own_weights(WEIGHTS, ("bn",), 3).value_hash == start.value_hash
+
+    test = evaluate_request(WEIGHTS, EvaluatePlan(round=1, finetuned=True), TEMPLATE.form_hash)
+    metrics = read_metrics(client.handle(Request("2", "A", "evaluate", test)), WEIGHTS, TEMPLATE.names)
+    assert metrics == LinearLearner().evaluate(own, site(0), "val")
+
+
+def test_a_node_without_a_model_of_its_own_says_so(client: Client) -> None:
+    test = evaluate_request(WEIGHTS, EvaluatePlan(finetuned=True), TEMPLATE.form_hash)
+    with pytest.raises(WeightsError, match=r"finetuned\.safetensors"):
+        client.handle(Request("2", "A", "evaluate", test))
+
+
 HEAD = WEIGHTS.select(lambda name: name.startswith("head."))
 
 

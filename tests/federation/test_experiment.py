@@ -141,6 +141,7 @@ def test_pooled_pictures_remember_what_was_looked_for(scenes: Path, write_config
 
 def test_scaffold_and_the_best_round_on_real_detectors(write_config: WriteConfig) -> None:
     federation = {"rounds": 2, "strategy": "scaffold", "weighting": "equal", "keep": "best", "personal": ["bn"]}
+    federation["finetune_after"] = 1
     sites = [{"node_id": "A", "data": "a_office"}, {"node_id": "C", "data": "c_night"}]
     rows = {"compare": ["alone", "together"], "evaluate": {"examples": 0}}
     config = load_config(write_config(sites=sites, federation=federation, **rows))
@@ -171,6 +172,18 @@ def test_scaffold_and_the_best_round_on_real_detectors(write_config: WriteConfig
         parts = [of_node[name.removeprefix("control/")] for of_node in of_nodes]
         np.testing.assert_allclose(total, np.sum(parts, axis=0), atol=1e-4)
         assert ".bn." not in name
+
+    for site in ("A", "C"):
+        own = load_weights(together / "finetuned" / f"{site}.safetensors")[0]
+        assert own.form_hash == final.form_hash
+        assert own.value_hash != final.value_hash
+        assert (together / "finetuned" / f"{site}.pt").exists()
+    row_of = {row.row: row for row in summary.rows}
+    assert {name: row.rounds_done for name, row in row_of.items()} == {"alone-A": 3, "alone-C": 3, "together": 2}
+    told = [e for e in events if e["event"] == "evaluated" and e["row"] == "finetuned"]
+    assert [(e["where"], e["round"], e["split"]) for e in told] == [("A", 3, "test"), ("C", 3, "test")]
+    assert [site.finetuned for site in summary.sites] == [e["metrics"]["map50"] for e in told]
+    assert [e["node"] for e in events if e["event"] == "finetuned"] == ["A", "C"]
 
 
 def test_the_best_round_needs_validation_pictures(write_config: WriteConfig, scenes: Path, tmp_path: Path) -> None:

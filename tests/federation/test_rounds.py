@@ -16,7 +16,7 @@ import pytest
 
 from manyeyes.config import EvaluateSection, FederationSection, TrainSection
 from manyeyes.datasets.sample import Dataset
-from manyeyes.errors import ConfigError, DataError, Interrupted, RunError
+from manyeyes.errors import ConfigError, DataError, Interrupted, ResourceError, RunError
 from manyeyes.federation.client import Client
 from manyeyes.federation.local import LocalTransport
 from manyeyes.federation.rounds import run_rounds
@@ -353,6 +353,41 @@ def test_the_personal_layers_of_the_kept_round_are_there(tmp_path: Path) -> None
     for node in "ABC":
         own = nodes[node].own_weights(result.weights, ["bn"], result.kept)
         assert own.value_hash == until[node].own_weights(second.weights, ["bn"], 2).value_hash
+
+
+def test_every_node_goes_on_for_itself_after_the_last_round(tmp_path: Path) -> None:
+    log = Log()
+    plain = hold(tmp_path / "plain", personal=["bn"])
+    result = hold(tmp_path / "own", emit=log, personal=["bn"], finetune_after=2, finetune_lr=0.5)
+    assert result.weights.value_hash == plain.weights.value_hash
+
+    train = TrainSection(lr=0.025, steps=8)
+    for index, (node, client) in enumerate(clients(tmp_path / "own" / "nodes").items()):
+        asked = FitPlan(train=train, round=0, rounds=1, seed=1, node_id=node, personal=("bn",), finetune=True, kept=3)
+        start = client.own_weights(result.weights, ("bn",), 3)
+        update = LinearLearner().fit(start, site(index), asked)
+        own = add(start, update.delta).replace(update.buffers)
+        assert client.finetuned().value_hash == own.value_hash
+        told = [event["metrics"] for event in log.of("finetuned") if event["node"] == node]
+        assert told == [LinearLearner().evaluate(own, site(index), "val").to_dict()]
+    ended = log.of("row_finished")[0]
+    assert ended["bytes_down"] > plain.bytes_down
+    assert len(log.of("round_finished")) == 3
+
+
+def test_a_node_that_cannot_go_on_for_itself_is_told_and_disturbs_nobody(tmp_path: Path) -> None:
+    class Failing(LinearLearner):
+        def fit(self, weights: Weights, data: Dataset, plan: FitPlan, *arguments: Any) -> Update:  # type: ignore[override]
+            if plan.finetune:
+                raise ResourceError("the disk is full")
+            return super().fit(weights, data, plan, *arguments)
+
+    log, nodes = Log(), clients(tmp_path / "nodes")
+    nodes["B"] = Client("B", Failing(), site(1), tmp_path / "nodes" / "B")
+    hold(tmp_path, transport=LocalTransport(nodes), emit=log, finetune_after=1)
+    assert [event["node"] for event in log.of("finetuned")] == ["A", "C"]
+    (warning,) = log.of("warning")
+    assert (warning["node"], warning["reason"]) == ("B", "has no model of its own: the disk is full")
 
 
 def test_personal_must_leave_something_to_share(tmp_path: Path) -> None:

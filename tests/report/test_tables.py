@@ -75,6 +75,19 @@ def test_verdicts_that_are_none(alone: float | None, together: float | None, ver
     assert site.better_off is None
 
 
+def test_what_a_site_has_from_taking_part_is_its_finetuned_model(events: list[dict[str, Any]]) -> None:
+    site = SiteSummary("D", 10, None, 0.5, 0.45, None, finetuned=0.6)
+    assert site.verdict == ("D is better off by 10.0 points, with the common model finetuned on its own pictures.")
+    metrics = {"ap50": {"car": 0.9}, "ap": {"car": 0.7}, "map50": 0.9, "map50_95": 0.7, "num_images": 4}
+    last = next(n for n, event in enumerate(events) if event["event"] == "run_finished")
+    own = {"time": events[last]["time"], "event": "evaluated", "row": "finetuned", "round": 3, "where": "A"}
+    summary = summarise([*events[:last], {**own, "split": "test", "metrics": metrics}, *events[last:]])
+    assert [row.row for row in summary.rows] == [row.row for row in summarise(events).rows]
+    assert [site.finetuned for site in summary.sites] == [0.9, None, None]
+    assert "finetuned" in shown(summary)
+    assert "finetuned" not in shown(summarise(events))
+
+
 def test_the_printed_table(events: list[dict[str, Any]]) -> None:
     text = shown(summarise(events))
     header = next(line for line in text.splitlines() if "mAP50-95" in line)

@@ -23,7 +23,7 @@ from manyeyes.federation.messages import (
 from manyeyes.federation.transport import Record, Request
 from manyeyes.learners.learner import Control, FitPlan, Learner, ProgressCallback, silent
 from manyeyes.learners.round_states import RoundStates
-from manyeyes.weights import Update, Weights, add
+from manyeyes.weights import Update, Weights, add, check_same_form, load_weights, save_weights
 
 __all__ = ["Client", "expand_personal"]
 
@@ -81,6 +81,8 @@ class Client:
         self.learner = learner
         self.data = data
         self.state_folder = state_folder
+        self.own_model = state_folder / "finetuned.safetensors"
+        """What the node made of the last model for itself, once it was asked to."""
         self._personal = RoundStates(state_folder, "personal")
         self._controls = RoundStates(state_folder, "control")
 
@@ -115,17 +117,33 @@ class Client:
         own = self._personal.before(round) if names else None
         return weights if own is None else weights.replace(own.select(names.__contains__))
 
+    def finetuned(self) -> Weights:
+        """The node's own model.
+
+        Raises:
+            WeightsError: it has made none, or it is of another model.
+        """
+        own = load_weights(self.own_model)[0]
+        check_same_form(own, self.learner.template.weights, what="the node's own model")
+        return Weights({name: own[name] for name in self.learner.template.weights})
+
     def _fit(self, record: Record, progress: ProgressCallback) -> Record:
         weights, plan, server_control = read_fit_request(record, self.learner.template.weights)
         if plan.node_id != self.node_id:
             raise ProtocolError(f"a plan for node {plan.node_id!r} reached node {self.node_id!r}")
         plan = self._agree(plan)
-        before = self.own_weights(weights, plan.personal, plan.round)
+        made = (plan.kept or 0) if plan.finetune else plan.round
+        before = self.own_weights(weights, plan.personal, made)
         control = Control(server_control, self._own_control(server_control, plan)) if server_control else None
         started = time.monotonic()
-        update = self.learner.fit(before, self.data, plan, progress, self.state_folder, control)
+        # What the rounds need stays as it is: they may be resumed.
+        folder = self.state_folder / "finetune" if plan.finetune else self.state_folder
+        update = self.learner.fit(before, self.data, plan, progress, folder, control)
         seconds = round(time.monotonic() - started, 3)
-        personal = expand_personal(plan.personal, weights)
+        if plan.finetune:
+            own = add(before, update.delta).replace(update.buffers)
+            save_weights(self.own_model, own, self.learner.template.metadata)
+        personal = frozenset(weights) if plan.finetune else expand_personal(plan.personal, weights)
         shared = Update(
             update.delta.select(lambda name: name not in personal),
             update.buffers.select(lambda name: name not in personal),
@@ -135,13 +153,13 @@ class Client:
         )
         if control:
             self._keep_control(control, shared, plan)
-        if personal:
+        if personal and not plan.finetune:
             self._keep_personal(before, update, personal, plan)
         return update_reply(shared, self.learner.template.form_hash)
 
     def _evaluate(self, record: Record) -> Record:
         weights, plan = read_evaluate_request(record, self.learner.template.weights)
-        own = self.own_weights(weights, plan.personal, plan.round)
+        own = self.finetuned() if plan.finetuned else self.own_weights(weights, plan.personal, plan.round)
         metrics = self.learner.evaluate(own, self.data, plan.split, plan.imgsz)
         return metrics_reply(metrics, self.learner.template.form_hash)
 

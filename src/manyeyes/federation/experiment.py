@@ -22,7 +22,7 @@ from manyeyes.config import FedAvgSection, FederationSection, RunConfig, TrainSe
 from manyeyes.datasets import Dataset, Problem, Sample, check_decodable, load_dataset, raise_problem
 from manyeyes.datasets.classes import pool, relabel, union_names
 from manyeyes.datasets.detections import Detections
-from manyeyes.errors import ConfigError, DataError, Interrupted, RunError
+from manyeyes.errors import ConfigError, DataError, Interrupted, RunError, WeightsError
 from manyeyes.federation.checkpoint import check_same_settings
 from manyeyes.federation.client import Client, expand_personal
 from manyeyes.federation.local import LocalTransport
@@ -31,7 +31,7 @@ from manyeyes.federation.side_by_side import Job, run_side_by_side
 from manyeyes.learners.learner import FitPlan, Learner, Metrics, Progress
 from manyeyes.learners.training import cores
 from manyeyes.report.provenance import provenance
-from manyeyes.report.runlog import Emit, RunLog
+from manyeyes.report.runlog import FINETUNED, Emit, RunLog
 from manyeyes.weights import Weights, write_atomically
 
 __all__ = ["CONFIG_FILE", "Experiment", "TestableLearner", "open_sites"]
@@ -272,8 +272,30 @@ class Experiment:
         self._find_in_examples(row, weights, folder)
         self.learner.save(folder / "final.safetensors", result.weights)
         self.learner.save(folder / "final.pt", result.weights)
+        if row == "together" and self.config.federation.finetune_after:
+            self._test_finetuned(clients, folder, emit)
         self.learner.forget(folder)
         write_atomically(tested, json.dumps({where: m.to_dict() for where, m in metrics.items()}, indent=2))
+
+    def _test_finetuned(self, clients: Mapping[str, Client], folder: Path, emit: Emit) -> None:
+        """Each site's own model, made from that of "together", on its own test pictures."""
+        for site, client in clients.items():
+            try:
+                own = client.finetuned()
+            except WeightsError as error:
+                emit("warning", reason=f"{site} has no model of its own: {error.reason}")
+                continue
+            self.learner.save(folder / "finetuned" / f"{site}.pt", own)
+            self.learner.save(folder / "finetuned" / f"{site}.safetensors", own)
+            if self.sites[site].split("test"):
+                metrics = self.learner.evaluate(own, self.sites[site], "test", self.imgsz)
+                fields = {"round": self._total_rounds, "where": site, "split": "test"}
+                emit("evaluated", **{"row": FINETUNED, **fields}, metrics=metrics.to_dict())
+
+    @property
+    def _total_rounds(self) -> int:
+        """Of each row's training, in rounds; those of a node's own at the end included."""
+        return self.config.federation.rounds + self.config.federation.finetune_after
 
     @cached_property
     def _at_once(self) -> int:
@@ -281,7 +303,7 @@ class Experiment:
 
         A resumed run goes on as it was begun: with another number of threads the last bits would differ.
         """
-        config, train, rounds = self.config, self.config.train, self.config.federation.rounds
+        config, train, rounds = self.config, self.config.train, self._total_rounds
         trained = {row: nodes for row, nodes in self._rows().items() if nodes}
         kept = self.folder / CONFIG_FILE
         stated = config.rows_at_once or (load_config(kept).rows_at_once if kept.exists() else None)
@@ -365,7 +387,7 @@ class Experiment:
     # -- what the report needs ----------------------------------------------------------------------------------
 
     def _description(self, rows: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-        rounds = self.config.federation.rounds
+        rounds = self._total_rounds
         return {
             "name": self.config.name,
             "seed": self.config.seed,
@@ -469,9 +491,10 @@ def _compared(config: RunConfig) -> dict[str, Any]:
 
 
 def _single(federation: FederationSection) -> FederationSection:
-    """The federation of one node: no server optimiser, nothing personal, nobody to wait for."""
+    """The federation of one node, of as many rounds: no server optimiser, nothing personal, nobody to wait for."""
     update = {"strategy": FedAvgSection(), "fraction": 1.0, "min_nodes": 1, "personal": ()}
     update |= {"deadline": None, "late": "drop"}
+    update |= {"rounds": federation.rounds + federation.finetune_after, "finetune_after": 0}
     return federation.model_copy(update=update)
 
 

@@ -7,6 +7,8 @@
                               "control/<name>" (SCAFFOLD only)
     metrics           no arrays                                   values: protocol, template, metrics (Metrics)
 
+An update that answers a plan with `finetune` holds no arrays.
+
 `template` is the form hash of the model both sides must share. Nothing that arrives is believed: every reader checks
 all of it before it returns.
 """
@@ -42,7 +44,7 @@ __all__ = [
     "update_reply",
 ]
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 FIT = "fit"
 EVALUATE = "evaluate"
 
@@ -67,6 +69,7 @@ class EvaluatePlan(BaseModel):
         imgsz: side in pixels; None for the learner's own default.
         round: rounds finished when these weights were made; 0 for the weights a run starts from.
         personal: patterns of tensor names for which the node's own values are used.
+        finetuned: test the node's own model instead, which it made of these weights (FitPlan.finetune).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,6 +78,7 @@ class EvaluatePlan(BaseModel):
     imgsz: int | None = Field(None, ge=1, le=8192)
     round: int = Field(0, ge=0)
     personal: tuple[str, ...] = ()
+    finetuned: bool = False
 
 
 def fit_request(

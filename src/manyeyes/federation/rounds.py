@@ -1,5 +1,9 @@
 """The round loop: synchronous rounds with a deadline, from a template to final weights.
 
+With `federation.finetune_after` every node goes on for itself when the last round is over, from the weights that the
+run ends with, and what it learns stays there. That is local adaptation (Yu, Bagdasaryan and Shmatikov 2020,
+arXiv:2002.04758): a site whose pictures differ from the others' is better served by it than by any common model.
+
 A round, in this order: draw the cohort, ask its nodes to train, check and merge each update as it arrives, step, ask
 all nodes to test, write the checkpoint. At any moment the state after the last finished round is on disk; a run that
 is killed and resumed ends in the same bits as one that was not.
@@ -155,10 +159,11 @@ def run_rounds(
     while state.round < federation.rounds:
         state = run.hold(state)
     run.close()
-    totals, best = state.totals, state.best
+    best = state.best
     if federation.keep == "best" and best is None:
         emit("warning", reason="no round was tested on validation pictures by every node, so the last one is kept")
     weights, kept = (best.weights, best.round) if best else (state.weights, state.round)
+    totals = run.finetune(state, weights, kept) if federation.finetune_after else state.totals
     emit(
         "row_finished",
         bytes_down=totals.bytes_down,
@@ -277,6 +282,53 @@ class _Rounds:
         return Totals(
             before.bytes_up + self.bytes_up, before.bytes_down + self.bytes_down, before.seconds + watch.total()
         )
+
+    def finetune(self, state: RoundState, weights: Weights, kept: int) -> Totals:
+        """Every node that is there goes on for itself from these weights, and tests what it has made of them.
+
+        Returns the totals with what this took. A node that does not is told of, and nothing depends on it.
+        """
+        self._stop_if_asked(state.round)
+        watch, number = _Stopwatch(), self.federation.rounds + 1
+        nodes = sorted(set(self._nodes(state.round)) - self.ledger.busy())
+        # A training of its own, with the whole schedule.
+        plan = self.plan.model_copy(update={"train": self._own_training(), "round": 0, "rounds": 1})
+        plan = plan.model_copy(update={"finetune": True, "kept": kept, "proximal_mu": 0.0})
+        requests = {
+            node: fit_request(weights, plan.model_copy(update={"node_id": node}), self.form_hash) for node in nodes
+        }
+        done = []
+        for asked, reply in self._ask(FIT, requests, state.round, times=self.federation.finetune_after):
+            try:
+                if asked.round < state.round:
+                    raise UpdateRefusedError("came after the last round had been merged")
+                read_update(_record_of(reply), self.template.weights, (), ())
+            except (ProtocolError, UpdateRefusedError) as error:
+                self.emit("warning", round=number, node=reply.node_id, reason=f"has no model of its own: {error}")
+                continue
+            done.append(reply.node_id)
+        test = EvaluatePlan(split="val", imgsz=self._tested_at, round=kept, finetuned=True)
+        record = evaluate_request(weights, test, self.form_hash)
+        for _, reply in self._ask(EVALUATE, dict.fromkeys(done, record), state.round):
+            try:
+                metrics = self._read_metrics(reply)
+            except (ProtocolError, UpdateRefusedError) as error:
+                self.emit("warning", round=number, node=reply.node_id, reason=f"could not test its own model: {error}")
+                continue
+            self.emit("finetuned", round=number, node=reply.node_id, metrics=metrics.to_dict())
+        return self._totals(state, watch)
+
+    def _own_training(self) -> TrainSection:
+        """As long as so many rounds."""
+        train, times = self.plan.train, self.federation.finetune_after
+        length = {"steps": times * train.steps} if train.steps else {"epochs": times * train.epochs}
+        # The views that are kept are those of the rounds.
+        changed = {"lr": train.lr * self.federation.finetune_lr, "cache_views": 0}
+        return train.model_copy(update={**length, **changed})
+
+    @property
+    def _tested_at(self) -> int:
+        return self.evaluate.imgsz or self.plan.train.imgsz
 
     def close(self) -> None:
         """Nobody waits any more: say which updates came too late for the last round."""
@@ -417,8 +469,7 @@ class _Rounds:
         Returns the mean of mAP50 over the nodes that have validation pictures with objects; None if there is no such
         node, or if a node gave no answer or was busy: means over other sites than in another round are not comparable.
         """
-        imgsz = self.evaluate.imgsz or self.plan.train.imgsz
-        plan = EvaluatePlan(split="val", imgsz=imgsz, round=number, personal=self.plan.personal)
+        plan = EvaluatePlan(split="val", imgsz=self._tested_at, round=number, personal=self.plan.personal)
         record = evaluate_request(weights, plan, self.form_hash)
         nodes = self._nodes(max(number - 1, 0))
         # A busy node would come to it only when it is done; the round does not wait for that.
@@ -444,9 +495,15 @@ class _Rounds:
         return read_metrics(_record_of(reply), self.template.weights, self.template.names)
 
     def _ask(
-        self, kind: str, records: Mapping[str, Record], round: int, enough: Callable[[], bool] = lambda: True
+        self,
+        kind: str,
+        records: Mapping[str, Record],
+        round: int,
+        enough: Callable[[], bool] = lambda: True,
+        *,
+        times: int = 1,
     ) -> Iterator[tuple[Asked, Reply]]:
-        """Every node's answer as it comes; a node that gave none until the deadline yields the reason instead.
+        """Every node's answer as it comes; a node that gave none until `times` deadlines yields the reason instead.
 
         Late updates of earlier rounds are yielded among the answers to FIT, if they are merged at all. Then the
         deadline is put off, too, for as long as there are not `enough`: an update that is welcome late is worth that.
@@ -456,7 +513,7 @@ class _Rounds:
         ]
         at = time.monotonic()
         self.ledger.ask(Asked(request.request_id, request.node_id, kind, round, at) for request in requests)
-        ends = self._deadline()
+        ends = self._deadline(times)
         self.transport.send(requests)
         replies: list[Reply] = []
         over = None
@@ -485,9 +542,9 @@ class _Rounds:
         reason = f"fewer updates than federation.min_nodes at the deadline; waiting on for {waiting}"
         self.emit("warning", round=round + 1, reason=reason)
 
-    def _deadline(self) -> float | None:
+    def _deadline(self, times: int = 1) -> float | None:
         """When the time of what is asked now is up, on the monotonic clock."""
-        return None if self.federation.deadline is None else time.monotonic() + self.federation.deadline
+        return None if self.federation.deadline is None else time.monotonic() + times * self.federation.deadline
 
     def _receive(self, ends: float | None) -> tuple[list[Reply], str | None]:
         """What came, and the reason if it is too late or no more will come."""
@@ -557,6 +614,8 @@ def settings_of(
     rounds = federation.model_dump(
         mode="json", include={"rounds", "fraction", "min_nodes", "strategy", "weighting", "personal", "keep"}
     )
+    if federation.finetune_after:
+        rounds |= federation.model_dump(mode="json", include={"finetune_after", "finetune_lr"})
     model = {
         "architecture": template.architecture,
         "names": list(template.names),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +28,9 @@ class FitPlan(BaseModel):
         seed: seed of the run; what a node draws depends on (seed, round, node_id) alone.
         proximal_mu: strength of FedProx's proximal term; 0 for none.
         personal: patterns of tensor names that are trained but stay at the node.
-        kept: rounds finished when the weights were made that are the best so far; None where the last are kept.
+        finetune: the node goes on for itself: all that it learns stays there, as its own model.
+        kept: rounds finished when the weights were made that are the best so far; None where the last are kept. With
+            `finetune`: when the weights were made that it begins with.
         last_merged: index of the last round in which the server merged an update of this node; -1 for none.
     """
 
@@ -40,6 +43,7 @@ class FitPlan(BaseModel):
     node_id: str = Field("node", pattern=NODE_ID_PATTERN)
     proximal_mu: float = Field(0.0, ge=0)
     personal: tuple[str, ...] = ()
+    finetune: bool = False
     kept: int | None = Field(None, ge=0)
     last_merged: int = Field(-1, ge=-1)
 
@@ -181,6 +185,11 @@ class Template:
     def form_hash(self) -> str:
         """Hash that every node compares with its own before it trains."""
         return self.weights.form_hash
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a `.safetensors` model of this form says of itself."""
+        return {"architecture": self.architecture, "names": json.dumps(self.names), "imgsz": str(self.imgsz)}
 
 
 class Learner(Protocol):

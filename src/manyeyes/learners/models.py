@@ -25,7 +25,6 @@ __all__ = [
     "known_names",
     "layer_of",
     "load_any",
-    "model_metadata",
     "module_of",
     "open_template",
     "put",
@@ -76,16 +75,7 @@ def save_model(path: Path, template: Template, weights: Weights) -> None:
         put(module, weights)
         yolo.save_checkpoint(path, module, template.names, template.imgsz)
     else:
-        save_weights(path, weights, model_metadata(template))
-
-
-def model_metadata(template: Template) -> dict[str, str]:
-    """What a `.safetensors` model says of itself."""
-    return {
-        "architecture": template.architecture,
-        "names": json.dumps(template.names),
-        "imgsz": str(template.imgsz),
-    }
+        save_weights(path, weights, template.metadata)
 
 
 def open_template(path: Path) -> Template:

@@ -204,6 +204,8 @@ def _verdicts(summary: Summary) -> str:
         return f"<h2>Is each site better off?</h2><p>{h(NOT_TESTED)}</p>"
     cards = "".join(_verdict(site) for site in summary.sites)
     intro = "Measured on each site's own test pictures, because that is where its model will work."
+    if any(site.finetuned is not None for site in summary.sites):
+        intro += " “Finetuned” is the model trained together after the site went on with its own pictures for a while."
     return f'<h2>Is each site better off?</h2><p>{intro}</p><div class="verdicts">{cards}</div>'
 
 
@@ -215,6 +217,7 @@ def _verdict(site: SiteSummary) -> str:
             ("untrained", site.untrained, "var(--muted)"),
             ("alone", site.alone, "var(--s2)"),
             ("together", site.together, "var(--s0)"),
+            ("finetuned", site.finetuned, "var(--s0)"),
             ("pooled", site.pooled, "var(--s1)"),
         )
         if value is not None

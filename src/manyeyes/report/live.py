@@ -145,6 +145,10 @@ def _tell_late(event: Event) -> list[str]:
     return [f"[Node {event['node']}] round {event['round']} {event['reason']}; merged in the round in which it comes"]
 
 
+def _tell_finetuned(event: Event) -> list[str]:
+    return [f"[Node {event['node']}] own model mAP50 {event['metrics']['map50']:.3f} on its own pictures (val)"]
+
+
 def _tell_warning(event: Event) -> list[str]:
     who = f"Node {event['node']}" if "node" in event else model_label(str(event.get("row", "")))
     number = f" round {event['round']}" if event.get("round") else ""
@@ -169,6 +173,7 @@ _TELLERS: dict[str, Callable[[Event], list[str]]] = {
     "row_started": _tell_row,
     "update_refused": _tell_refusal,
     "update_late": _tell_late,
+    "finetuned": _tell_finetuned,
     "warning": _tell_warning,
     "round_finished": _tell_round,
     "interrupted": _tell_interruption,

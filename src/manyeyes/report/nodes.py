@@ -45,6 +45,7 @@ class NodeSummary:
         tests: its metrics on its validation pictures by round; 0 stands for the weights the run began with.
         seconds: from a round's request to its update, by round.
         losses: by round, as it told them.
+        finetuned: of its own model, made from that of the last round, on the same pictures; None if it made none.
         bytes_up, bytes_down: of finished rounds; None before the first.
         kept: the round whose weights the run ended with; None while it goes on.
     """
@@ -60,6 +61,7 @@ class NodeSummary:
     bytes_up: int | None = None
     bytes_down: int | None = None
     kept: int | None = None
+    finetuned: Metrics | None = None
 
     @property
     def start(self) -> Metrics | None:
@@ -256,7 +258,8 @@ def render_nodes(summary: NodesSummary, console: Console) -> None:
         box=box.SIMPLE_HEAD,
     )
     table.add_column("site", overflow="fold")
-    for title in ("pictures", "updates", "at the start", "now", "gain", "bytes up"):
+    own = any(node.finetuned for node in summary.nodes)
+    for title in ("pictures", "updates", "at the start", "now", *(["finetuned"] if own else ()), "gain", "bytes up"):
         table.add_column(title, justify="right", no_wrap=True)
     for node in summary.nodes:
         table.add_row(
@@ -265,6 +268,7 @@ def render_nodes(summary: NodesSummary, console: Console) -> None:
             f"{len(node.merged)} of {len(node.asked)}",
             _score(node.start),
             _score(node.now),
+            *([_score(node.finetuned)] if own else ()),
             "–" if node.gain is None else format_points(node.gain),
             "–" if node.bytes_up is None else format_bytes(node.bytes_up),
         )
@@ -340,6 +344,14 @@ def _summarise_node(node: str, events: Sequence[Event], finished: Mapping[int, E
         bytes_up=sum(int(of_node["bytes_up"]) for of_node in told) if told else None,
         bytes_down=sum(int(of_node["bytes_down"]) for of_node in told) if told else None,
         kept=kept,
+        finetuned=next(
+            (
+                Metrics.from_dict(e["metrics"])
+                for e in reversed(events)
+                if e["event"] == "finetuned" and str(e["node"]) == node
+            ),
+            None,
+        ),
     )
 
 
@@ -354,6 +366,7 @@ def _node_dict(node: NodeSummary) -> dict[str, Any]:
         "last_round": node.last_round,
         "start": node.start.to_dict() if node.start else None,
         "now": node.now.to_dict() if node.now else None,
+        "finetuned": node.finetuned.to_dict() if node.finetuned else None,
         "gain": node.gain,
         "better_off": node.better_off,
         "verdict": node.verdict,

@@ -143,6 +143,10 @@ def _verdicts(summary: NodesSummary) -> str:
         "Measured by each site on its own validation pictures, against the weights the run began with. Whether a site "
         "would do as well alone is not known here: that takes a model of its own, trained for as long."
     )
+    if any(node.finetuned for node in summary.nodes):
+        intro += (
+            " “Finetuned” is the common model after the site went on with its own pictures; it is kept at the site."
+        )
     cards = "".join(_verdict(node) for node in summary.nodes)
     return f'<h2>What does each site gain?</h2><p>{h(intro)}</p><div class="verdicts">{cards}</div>'
 
@@ -154,6 +158,7 @@ def _verdict(node: NodeSummary) -> str:
         for label, metrics, colour in (
             ("at the start", node.start, "var(--muted)"),
             ("together", node.now, "var(--s0)"),
+            ("finetuned", node.finetuned, "var(--s0)"),
         )
         if metrics is not None
     )

@@ -15,6 +15,7 @@
     evaluated        round, where ("A", …, "mixed"), split ("val", "test"), metrics (Metrics.to_dict())
     round_finished   round, bytes_down, bytes_up, nodes: {node: {bytes_down, bytes_up}}, seconds: {fit, merge,
                      evaluate, checkpoint, total}
+    finetuned        round, node, metrics: of its own model, on its validation pictures (federation.finetune_after)
     row_finished     bytes_down, bytes_up, seconds, kept (round whose weights the row ends with), score (its mean
                      mAP50 on the sites' validation pictures if it was kept as the best, or null)
     run_finished     summary
@@ -25,7 +26,8 @@
     progress         as learners.Progress; shown, never written
 
 `round` counts from 1 here, as people count; `evaluated` with split "test" is the final test, of the round that is kept,
-and with round 0 of the weights that the run begins with.
+and with round 0 of the weights that the run begins with. In the row "finetuned", which is not trained by itself, it is
+the test of each site's own model, made from that of "together".
 `rows` in run_started lists the rows in the order they are trained; a resumed run writes run_started once more, and
 row_started with `resumed_from` for the row that goes on, so that what it repeats counts once (`without_redone`).
 """
@@ -44,6 +46,7 @@ from manyeyes.errors import ResourceError, RunError
 
 __all__ = [
     "COORDINATOR",
+    "FINETUNED",
     "RUNLOG",
     "Emit",
     "Event",
@@ -64,6 +67,9 @@ Event = dict[str, Any]
 
 RUNLOG = "runlog.jsonl"
 """Its name in a run's folder."""
+
+FINETUNED = "finetuned"
+"""The row of the sites' own models, which are made from that of "together"."""
 
 COORDINATOR = "coordinator"
 """`held_by` of a run whose nodes are on machines of their own."""

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from manyeyes.learners.learner import Metrics
-from manyeyes.report.runlog import Event, losses_of_update, without_redone
+from manyeyes.report.runlog import FINETUNED, Event, losses_of_update, without_redone
 from manyeyes.weights import write_atomically
 
 __all__ = [
@@ -93,6 +93,7 @@ class SiteSummary:
 
     Attributes:
         num_images: test pictures of the site.
+        finetuned: of the site's own model, which it made from that of "together".
     """
 
     site: str
@@ -101,11 +102,17 @@ class SiteSummary:
     alone: float | None
     together: float | None
     pooled: float | None
+    finetuned: float | None = None
+
+    @property
+    def offered(self) -> float | None:
+        """What the site has from taking part: its finetuned model, or the common one where there is no such."""
+        return self.together if self.finetuned is None else self.finetuned
 
     @property
     def gain(self) -> float | None:
-        """mAP50 of "together" minus that of the site alone."""
-        return None if self.alone is None or self.together is None else self.together - self.alone
+        """mAP50 of `offered` minus that of the site alone."""
+        return None if self.alone is None or self.offered is None else self.offered - self.alone
 
     @property
     def better_off(self) -> bool | None:
@@ -123,7 +130,8 @@ class SiteSummary:
         if self.better_off is None:
             return f"{self.site} is neither better nor worse off: the difference is {points}."
         if self.better_off:
-            return f"{self.site} is better off by {points}."
+            how = "" if self.finetuned is None else ", with the common model finetuned on its own pictures"
+            return f"{self.site} is better off by {points}{how}."
         return f"{self.site} is worse off by {points}: it should keep its own model."
 
 
@@ -279,8 +287,9 @@ def summarise(events: Iterable[Event]) -> Summary:
     site_ids = [str(site["node_id"]) for site in started.get("sites", ())]
     rows = tuple(
         _summarise_row(name, [e for e in counted if e.get("row") == name], seconds_at_work(raw, name))
-        for name in _ordered({str(e["row"]) for e in counted if e.get("row") is not None}, site_ids)
+        for name in _ordered({str(e["row"]) for e in counted if e.get("row") not in (None, FINETUNED)}, site_ids)
     )
+    own = _summarise_row(FINETUNED, [e for e in counted if e.get("row") == FINETUNED], 0.0)
     tested = {where for row in rows for where in row.tests} - {MIXED}
     sites = [*site_ids, *sorted(tested - set(site_ids))]
     return Summary(
@@ -288,7 +297,7 @@ def summarise(events: Iterable[Event]) -> Summary:
         seed=started.get("seed"),
         names=tuple(started.get("names", ())) or _names_in(rows),
         rows=rows,
-        sites=tuple(_summarise_site(site, {row.row: row for row in rows}) for site in sites),
+        sites=tuple(_summarise_site(site, {row.row: row for row in (*rows, own)}) for site in sites),
         seconds=seconds_at_work(raw),
         finished=bool(counted) and counted[-1]["event"] == "run_finished",
     )
@@ -413,6 +422,7 @@ def _summarise_site(site: str, rows: Mapping[str, RowSummary]) -> SiteSummary:
         alone=map50(_ALONE + site),
         together=map50("together"),
         pooled=map50("pooled"),
+        finetuned=map50(FINETUNED),
     )
 
 
@@ -447,6 +457,7 @@ def _site_dict(site: SiteSummary) -> dict[str, Any]:
         "alone": site.alone,
         "together": site.together,
         "pooled": site.pooled,
+        "finetuned": site.finetuned,
         "gain": site.gain,
         "better_off": site.better_off,
         "verdict": site.verdict,
@@ -508,11 +519,12 @@ def _class_table(summary: Summary) -> Table:
 def _site_table(summary: Summary) -> Table:
     table = _table("mAP50 on each site's own test pictures")
     table.add_column("site", overflow="fold")
-    for title in ("pictures", "untrained", "alone", "together", "pooled", "gain"):
+    own = any(site.finetuned is not None for site in summary.sites)
+    for title in ("pictures", "untrained", "alone", "together", "pooled", *(["finetuned"] if own else ()), "gain"):
         table.add_column(title, justify="right", no_wrap=True)
     for site in summary.sites:
         gain = "–" if site.gain is None else f"{site.gain:+.3f}".replace("-", "−")
-        numbers = (site.untrained, site.alone, site.together, site.pooled)
+        numbers = (site.untrained, site.alone, site.together, site.pooled, *((site.finetuned,) if own else ()))
         table.add_row(escape(site.site), str(site.num_images), *map(_number, numbers), gain)
     return table
 
