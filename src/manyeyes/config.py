@@ -417,7 +417,7 @@ def parse_config(values: Mapping[str, Any], *, file: Path | None = None) -> RunC
 
 
 def fill_in(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """The configuration with values for keys of `train` and `federation` that it does not state; others stay.
+    """The configuration with values for keys of its sections that it does not state; others stay.
 
     Args:
         config: a configuration.
@@ -427,7 +427,7 @@ def fill_in(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
         ConfigError: a value cannot stand beside those that are stated.
     """
     filled: dict[str, Any] = {key: getattr(config, key) for key in config.model_fields_set}
-    for name in ("train", "federation"):
+    for name in ("train", "federation", "evaluate"):
         section: Section = getattr(config, name)
         stated = {key: getattr(section, key) for key in section.model_fields_set}
         new = {key.removeprefix(f"{name}."): value for key, value in values.items() if key.startswith(f"{name}.")}

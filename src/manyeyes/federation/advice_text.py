@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -110,8 +111,19 @@ def _count(site: SiteFacts, name: str) -> str:
 def _plan_table(choices: Sequence[Choice]) -> Table:
     table = _table("setting", "value", "why")
     for choice in choices:
-        table.add_row(choice.key, str(choice.value), escape(choice.reason))
+        table.add_row(choice.key, escape(_shown(choice.value)), escape(choice.reason))
     return table
+
+
+def _shown(value: object) -> str:
+    """A value in one line.
+
+    >>> _shown({"name": "fedavg", "server_lr": 1.5}), _shown(0.5)
+    ('name: fedavg, server_lr: 1.5', '0.5')
+    """
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    return ", ".join(f"{key}: {part}" for key, part in value.items()) if isinstance(value, Mapping) else str(value)
 
 
 def _cost_table(advice: Advice) -> Table:
@@ -174,7 +186,7 @@ def annotated_config(advice: Advice) -> str:
         )
     ]
     for section, content in values.items():
-        if section not in ("train", "federation"):
+        if section not in ("train", "federation", "evaluate"):
             lines += _dumped({section: content})
             continue
         lines.append(f"{section}:")

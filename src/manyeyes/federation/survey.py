@@ -94,7 +94,7 @@ def plan_run(config: RunConfig, sites: Mapping[str, Dataset], progress: Progress
 
 
 def _with_plan_of(kept: RunConfig, config: RunConfig) -> RunConfig:
-    sections = {"train": kept.train, "federation": kept.federation}
+    sections = {"train": kept.train, "federation": kept.federation, "evaluate": kept.evaluate}
     values = {key: getattr(sections[section], name) for key in PLANNED for section, name in [key.split(".")]}
     return fill_in(config, values)
 
