@@ -123,7 +123,8 @@ def parts_of(events: Sequence[Event], times: Mapping[str, Sequence[Times]], numb
     (finished,) = [event for event in of_round if event["event"] == "round_finished"]
     last, tested = max(updates, key=lambda event: event["time"]), max(tests, key=lambda event: event["time"])
     fit = [entry for entry in times[last["node"]] if entry["kind"] == "fit"][number - 1]
-    test = [entry for entry in times[tested["where"]] if entry["kind"] == "evaluate"][number - 1]
+    # The first of them was about the weights that the run begins with.
+    test = [entry for entry in times[tested["where"]] if entry["kind"] == "evaluate"][number]
     train, merge = last["metrics"]["seconds"], finished["seconds"]["merge"]
     return {
         "to_train": fit["began"] - begun,
