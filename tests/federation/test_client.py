@@ -108,7 +108,7 @@ def test_requests_that_are_refused(client: Client) -> None:
 
 def test_what_a_node_learns_for_itself_stays_there(client: Client) -> None:
     ask(client, plan(0))
-    asked = plan(0).model_copy(update={"finetune": True, "kept": 1})
+    asked = plan(3).model_copy(update={"finetune": True, "kept": 1})
     sent = read_update(ask(client, asked), WEIGHTS, (), ())
     assert not sent.delta
     assert not sent.buffers

@@ -363,7 +363,7 @@ def test_every_node_goes_on_for_itself_after_the_last_round(tmp_path: Path) -> N
 
     train = TrainSection(lr=0.025, steps=8)
     for index, (node, client) in enumerate(clients(tmp_path / "own" / "nodes").items()):
-        asked = FitPlan(train=train, round=0, rounds=1, seed=1, node_id=node, personal=("bn",), finetune=True, kept=3)
+        asked = FitPlan(train=train, round=3, rounds=4, seed=1, node_id=node, personal=("bn",), finetune=True, kept=3)
         start = client.own_weights(result.weights, ("bn",), 3)
         update = LinearLearner().fit(start, site(index), asked)
         own = add(start, update.delta).replace(update.buffers)

@@ -451,6 +451,14 @@ def test_warm_up_rises_to_the_schedule_and_only_in_the_first_round() -> None:
     assert rates_used(plan(round=1, rounds=2, batch=3, warmup_epochs=1, lr=0.1), 12) == pytest.approx([0.1] * 4)
 
 
+def test_a_node_that_goes_on_for_itself_has_the_whole_schedule_and_warms_up() -> None:
+    asked = plan(round=4, rounds=5, batch=3, epochs=2, warmup_epochs=1, lr=0.1, final_lr=0.2, schedule="linear")
+    used = rates_used(asked.model_copy(update={"finetune": True}), 12)
+    falling = [0.1 * (0.2 + 0.8 * (1 - i / 8)) for i in range(8)]
+    assert used[4:] == pytest.approx(falling[4:], rel=1e-5)
+    assert used[:4] == pytest.approx([rate * (i + 1) / 5 for i, rate in enumerate(falling[:4])], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("asked", "examples", "steps"),
     [

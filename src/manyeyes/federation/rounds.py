@@ -291,8 +291,7 @@ class _Rounds:
         self._stop_if_asked(state.round)
         watch, number = _Stopwatch(), self.federation.rounds + 1
         nodes = sorted(set(self._nodes(state.round)) - self.ledger.busy())
-        # A training of its own, with the whole schedule.
-        plan = self.plan.model_copy(update={"train": self._own_training(), "round": 0, "rounds": 1})
+        plan = self.plan.model_copy(update={"train": self._own_training(), "round": state.round, "rounds": number})
         plan = plan.model_copy(update={"finetune": True, "kept": kept, "proximal_mu": 0.0})
         requests = {
             node: fit_request(weights, plan.model_copy(update={"node_id": node}), self.form_hash) for node in nodes

@@ -28,7 +28,8 @@ class FitPlan(BaseModel):
         seed: seed of the run; what a node draws depends on (seed, round, node_id) alone.
         proximal_mu: strength of FedProx's proximal term; 0 for none.
         personal: patterns of tensor names that are trained but stay at the node.
-        finetune: the node goes on for itself: all that it learns stays there, as its own model.
+        finetune: the node goes on for itself: all that it learns stays there, as its own model. Then learning rate and
+            augmentation follow the share of this session that is done.
         kept: rounds finished when the weights were made that are the best so far; None where the last are kept. With
             `finetune`: when the weights were made that it begins with.
         last_merged: index of the last round in which the server merged an update of this node; -1 for none.

@@ -152,7 +152,9 @@ class Session:
         return divmod(self.plan.round * self.steps + step, self.steps_per_epoch)
 
     def progress_at(self, step: int) -> float:
-        """Share of the whole run that is done before a step of this session, in [0, 1)."""
+        """Share of the whole run, or of a node's training for itself, done before a step of this session; in [0, 1)."""
+        if self.plan.finetune:
+            return step / self.steps
         return run_progress(self.plan.round, self.plan.rounds, step / self.steps)
 
 
@@ -441,7 +443,8 @@ class _Stepper:
         self.optimizer = _make_optimizer(model, self.train)
         goes_on = bool(optimizer_state) and _put_optimizer_state(model, self.optimizer, optimizer_state or {})
         # An optimiser that has to learn its scale in a later round would shake the model as much as in the first.
-        self.warms_up = session.plan.round == 0 or (optimizer_state is not None and not goes_on)
+        first = session.plan.round == 0 or session.plan.finetune
+        self.warms_up = first or (optimizer_state is not None and not goes_on)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.average = _Average(model, self.train.ema) if self.train.ema else None
         self.drift = _DriftCorrection(model, correction, self.optimizer, device) if correction else None
