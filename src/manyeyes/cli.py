@@ -674,6 +674,27 @@ def node_init(
     print(mark)  # noqa: T201
 
 
+@node_app.command(epilog="Example: `manyeyes node peers --folder nodes/A`  ·  `manyeyes node peers --json`")
+def peers(
+    folder: Annotated[Path, typer.Option("--folder", help="The node's state folder.")],
+    as_json: Json = False,
+) -> None:
+    """Show whom this node takes part with, by the keys its coordinator told; compare them over the telephone."""
+    from dataclasses import asdict
+
+    from manyeyes.federation.peers import PEERS, Peers
+
+    known = list(Peers(folder))
+    if as_json:
+        _print_json([{**asdict(peer), "fingerprint": peer.fingerprint} for peer in known])
+        return
+    if not known:
+        print(f"{folder / PEERS}: no coordinator has told of anybody yet.")  # noqa: T201
+    for peer in known:
+        until = f", until {peer.until}" if peer.until else ""
+        print(f"{peer.node_id:16} {peer.fingerprint}  since {peer.since}{until}")  # noqa: T201
+
+
 @node_app.command(epilog="Example: `manyeyes node audit --folder nodes/A`  ·  `manyeyes node audit --json`")
 def audit(
     folder: Annotated[Path, typer.Option("--folder", help="The node's state folder.")],

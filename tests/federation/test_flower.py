@@ -169,6 +169,13 @@ def test_three_nodes_over_tls_end_in_the_bits_of_the_local_engine(deployment: De
         assert all(entry["arrays"] == {} for entry in left if entry["kind"] == "evaluate")
         assert {name for entry in left for name in entry["values"]} == DECLARED
     assert "7 entries, none changed" in deployment.call("node", "audit", "--folder", "nodes/A")
+    marks = {
+        member["node_id"]: member["fingerprint"]
+        for member in json.loads(deployment.call("coordinator", "members", "--json"))
+    }
+    peers = json.loads(deployment.call("node", "peers", "--folder", "nodes/A", "--json"))
+    assert {peer["node_id"]: peer["fingerprint"] for peer in peers} == marks
+    assert f"{marks['B']}  since " in deployment.call("node", "peers", "--folder", "nodes/A")
     check_what_is_told(deployment)
     assert not list((deployment.folder / "coordinator").glob(f"{DATABASE}*")), "what nodes sent is not kept"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
@@ -10,8 +11,10 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from tests.federation.entrance import LONG_AGO, Entrance
 
 from manyeyes.errors import ConfigError, ProtocolError, ResourceError, RunError
@@ -30,6 +33,7 @@ from manyeyes.federation.keys import (
     read_public_key,
     renew_server,
 )
+from manyeyes.federation.peers import PEERS, Peers
 
 
 @pytest.fixture
@@ -111,6 +115,33 @@ def test_the_coordinator_hears_until_when_a_node_is_away(entrance: Entrance, tmp
         assert presence.nodes()["A"].away == ("until midnight " + 200 * "!")[:100]
         greeter.greet()
         assert presence.nodes()["A"].online(presence.now())
+
+
+def test_a_node_learns_whose_keys_the_others_have_and_hears_of_another_one(
+    entrance: Entrance, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = [ec.generate_private_key(ec.SECP256R1()).public_key() for _ in range(2)]
+    first = entrance.members.admit("B", keys[0])
+    with entrance.open():
+        greeter = entrance.greeter()
+        greeter.greet()
+        known = {peer.node_id: peer.fingerprint for peer in Peers(entrance.node)}
+        assert known == {member.node_id: member.fingerprint for member in entrance.members}
+        before = (entrance.node / PEERS).stat().st_mtime_ns
+        entrance.greeter().greet()
+        assert (entrance.node / PEERS).stat().st_mtime_ns == before, "what is known is not told again"
+
+        entrance.members.revoke("B")
+        greeter.greet()
+        assert not caplog.records
+        second = entrance.members.admit("B", keys[1])
+        greeter.greet()
+        (warning,) = caplog.records
+        assert f"node B has another key now: {second.fingerprint} (before: {first.fingerprint})" in warning.message
+        assert [(p.fingerprint, p.until is None) for p in Peers(entrance.node) if p.node_id == "B"] == [
+            (first.fingerprint, False),
+            (second.fingerprint, True),
+        ]
 
 
 def test_a_node_that_was_killed_is_let_in_again_at_once(entrance: Entrance) -> None:
@@ -262,19 +293,29 @@ def test_a_key_that_others_can_read_or_that_is_none(entrance: Entrance) -> None:
         entrance.greeter(port=1)
 
 
+GREETING = {
+    "instance": "a",
+    "place": "b",
+    "leaving": False,
+    "away": "",
+    "work": {"busy": False, "request_id": ""},
+    "peers": "",
+}
+WRONG: list[dict[str, Any]] = [{"instance": 1}, {"work": {"busy": "no", "request_id": ""}}, {"away": 5}, {"peers": []}]
+
+
 @pytest.mark.parametrize(
     "text",
     [
         b"",
         b"{",
         b"[]",
-        b'{"instance": 1, "place": "", "leaving": false, "away": "", "work": {"busy": false, "request_id": ""}}',
-        b'{"instance": "a", "place": "b", "leaving": false, "away": "", "work": {"busy": "no", "request_id": ""}}',
-        b'{"instance": "a", "place": "b", "leaving": true, "away": 5, "work": {"busy": true, "request_id": ""}}',
+        *(json.dumps({**GREETING, **wrong}).encode() for wrong in WRONG),
         b"[" * 900,
     ],
 )
 def test_a_greeting_that_is_none_is_refused(text: bytes, entrance: Entrance) -> None:
+    assert Greeting.read(json.dumps(GREETING).encode(), "somewhere").host == "somewhere"
     with pytest.raises(ProtocolError, match="the greeting"):
         Greeting.read(text, "somewhere")
     with entrance.open():

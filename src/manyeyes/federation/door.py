@@ -38,6 +38,7 @@ from manyeyes.federation.admission import Member, Members
 from manyeyes.federation.hello import HELLO, KEY_HEADER, LEASE_SECONDS, SIGNATURE_HEADER, TIME_HEADER, Greeting
 from manyeyes.federation.keys import SERVER
 from manyeyes.federation.messages import PROTOCOL_VERSION
+from manyeyes.federation.peers import digest_of, listed
 from manyeyes.federation.presence import Presence
 from manyeyes.web.serving import serving
 
@@ -321,9 +322,11 @@ class Door:
             self._presence.came(member.node_id, request.url.path)
         elif self._leases.get(member.node_id) is None:
             self._presence.went(member.node_id, said.away)
+        everybody = listed((m.node_id, m.public_key) for m in self._members if m.revoked is None)
         return JSONResponse(
             {
                 "protocol": PROTOCOL_VERSION,
+                "peers": None if said.peers == digest_of(everybody) else everybody,
                 "node_id": member.node_id,
                 "number": self._numbers.get(member.node_id),
                 "quiet": time.monotonic() - self._asked.get(member.node_id, self._opened),

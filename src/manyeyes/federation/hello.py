@@ -26,9 +26,10 @@ from pathlib import Path
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from manyeyes.errors import ConfigError, ManyeyesError, ProtocolError, RunError
+from manyeyes.errors import ConfigError, ManyeyesError, ProtocolError, ResourceError, RunError
 from manyeyes.federation.keys import NODE_KEY, expiry_warning, fingerprint, read_certificate, read_node_key
 from manyeyes.federation.messages import PROTOCOL_VERSION
+from manyeyes.federation.peers import Peers
 
 __all__ = ["HELLO", "KEY_HEADER", "LEASE_SECONDS", "SIGNATURE_HEADER", "TIME_HEADER", "Greeter", "Greeting", "Work"]
 
@@ -45,7 +46,8 @@ _EVERY_SECONDS = 10.0
 # A SuperNode asks, or says that it is there, every 23 s; cut off, it tries again within 20 s.
 _UNHEARD_SECONDS = 30.0
 _TIMEOUT_SECONDS = 10.0
-_LONGEST_ANSWER = 10_000
+# The keys of some thousand nodes.
+_LONGEST_ANSWER = 2**21
 _LONGEST_AWAY = 100
 # Of OpenSSL's reasons not to trust a certificate; another address is another name too.
 _EXPIRED, _NOT_YET_VALID, _OTHER_NAME, _OTHER_ADDRESS = 10, 9, 62, 64
@@ -80,6 +82,7 @@ class Greeting:
         work: what it is at.
         host: where it was heard from.
         heard: when, on the monotonic clock.
+        peers: digest of the nodes and keys it knows of (`peers.digest_of`).
     """
 
     instance: str
@@ -89,12 +92,13 @@ class Greeting:
     away: str = ""
     host: str = ""
     heard: float = field(default_factory=time.monotonic)
+    peers: str = ""
 
     def to_json(self) -> str:
         """As it is sent."""
         work = {"busy": self.work.busy, "request_id": self.work.request_id}
         goes = {"leaving": self.leaving, "away": self.away}
-        return json.dumps({"instance": self.instance, "place": self.place, "work": work} | goes)
+        return json.dumps({"instance": self.instance, "place": self.place, "work": work, "peers": self.peers} | goes)
 
     @classmethod
     def read(cls, text: bytes, host: str) -> Greeting:
@@ -111,9 +115,11 @@ class Greeting:
                     "leaving": bool(leaving),
                     "away": str(away),
                     "work": {"busy": bool(busy), "request_id": str(request_id)},
+                    "peers": str(peers),
                 }:
                     work = Work(busy, request_id)
-                    return cls(instance, place, leaving, work, _printable(away.encode())[:_LONGEST_AWAY], host)
+                    away = _printable(away.encode())[:_LONGEST_AWAY]
+                    return cls(instance, place, leaving, work, away, host, peers=peers)
         except (ValueError, RecursionError) as error:
             raise ProtocolError("the greeting is not JSON") from error
         raise ProtocolError("the greeting does not say who greets")
@@ -130,7 +136,7 @@ class Greeter:
         work: what the node is at; looked at with each greeting.
 
     Raises:
-        ConfigError: the authority or the key cannot be read, or the authority has expired.
+        ConfigError: the authority, the key or what is known of the others cannot be read; the authority has expired.
         ResourceError: others can read the key.
     """
 
@@ -145,6 +151,7 @@ class Greeter:
         self._check_authority()
         self._tls = ssl.create_default_context(cafile=str(authority))
         self._key = read_node_key(folder / NODE_KEY)
+        self._peers = Peers(folder)
         # Two processes with one key would take each other's requests; these tell them apart.
         self._instance, self._place = secrets.token_hex(8), _place(folder)
         self.complaint: str | None = None
@@ -168,11 +175,14 @@ class Greeter:
             ConfigError: this node is called otherwise there, or its authority or address is not that coordinator's.
             ProtocolError: the two machines hold different versions, or it is no coordinator.
         """
-        status, text = self.post(HELLO, Greeting(self._instance, self._place, leaving, self._work, away).to_json())
+        greeting = Greeting(self._instance, self._place, leaving, self._work, away, peers=self._peers.digest)
+        status, text = self.post(HELLO, greeting.to_json())
         if status == http.client.NOT_FOUND:
             raise ProtocolError(f"{self._where} does not know this greeting", cure=_SAME_VERSION)
         if status != http.client.OK:
-            raise RunError(f"{self._where} turns node {self.node_id} away: {text}", cure=self._cure(status, text))
+            raise RunError(
+                f"{self._where} turns node {self.node_id} away: {text[:1000]}", cure=self._cure(status, text)
+            )
         self._check(text)
 
     def joined(self) -> bool:
@@ -247,7 +257,7 @@ class Greeter:
         try:
             connection.request("POST", path, body, self._signed())
             answer = connection.getresponse()
-            return answer.status, _printable(answer.read(_LONGEST_ANSWER))
+            return answer.status, _printable(answer.read(_LONGEST_ANSWER), _LONGEST_ANSWER)
         except (OSError, http.client.HTTPException) as error:
             raise self._unreached(error) from error
         finally:
@@ -270,6 +280,7 @@ class Greeter:
         try:
             said = json.loads(text)
             version, node_id, number = said["protocol"], said["node_id"], said["number"]
+            peers = said["peers"]
             self._quiet = float(said["quiet"])
         except (ValueError, TypeError, KeyError) as error:
             raise ProtocolError(
@@ -287,6 +298,16 @@ class Greeter:
                 cure=f"Name it {node_id}, or give each node its own folder and key.",
             )
         self.number = number if isinstance(number, int) else self.number
+        if peers is not None:
+            self._meet(peers)
+
+    def _meet(self, told: object) -> None:
+        """Remember whom this node takes part with; what is odd about it is logged, and ends nothing."""
+        try:
+            for sentence in self._peers.take(told):
+                _log.warning("%s tells that %s", self._where, sentence)
+        except (ProtocolError, ResourceError) as error:
+            _log.warning("%s: %s", self._where, error)
 
     def _cure(self, status: int, text: str) -> str:
         if status == http.client.FORBIDDEN:
@@ -366,7 +387,7 @@ def _place(folder: Path) -> str:
 _SAME_VERSION = "Install the same version of manyeyes on the coordinator and its nodes."
 
 
-def _printable(data: bytes) -> str:
+def _printable(data: bytes, most: int = 1000) -> str:
     """What another machine said, fit for a line of a log."""
     text = data.decode("utf-8", errors="replace")
-    return "".join(letter if letter.isprintable() else " " for letter in text)[:1000]
+    return "".join(letter if letter.isprintable() else " " for letter in text)[:most]
