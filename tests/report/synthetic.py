@@ -126,7 +126,7 @@ class SyntheticRun:
     def finish_row(self, row: str, nodes: Sequence[str]) -> None:
         self.test(row)
         sent = UPDATE_BYTES * len(nodes) * ROUNDS
-        self.emit("row_finished", row=row, bytes_down=sent + 900 * ROUNDS, bytes_up=sent, seconds=230.0)
+        self.emit("row_finished", row=row, bytes_down=sent + 900 * ROUNDS, bytes_up=sent, seconds=230.0, kept=ROUNDS)
 
     def finish(self) -> None:
         self.emit("run_finished", summary={})

@@ -61,6 +61,17 @@ def test_each_site_has_its_verdict(events: list[dict[str, Any]]) -> None:
     ]
 
 
+def test_each_class_is_told_at_each_site(events: list[dict[str, Any]]) -> None:
+    summary = summarise(events)
+    tested = {e["row"]: e["metrics"]["ap50"] for e in events if e["event"] == "evaluated" and e["where"] == "A"}
+    site = summary.sites[0]
+    assert site.class_gains == {name: tested["together"][name] - tested["alone-A"][name] for name in ("person", "car")}
+    assert site.by_class == "By class: person +4.1, car +4.1 points."
+    assert site.by_class in shown(summary)
+    one = SiteSummary("D", 10, None, 0.5, 0.6, None, ap50={"alone": {"car": 0.5}, "together": {"car": 0.6}})
+    assert one.by_class is None
+
+
 @pytest.mark.parametrize(
     ("alone", "together", "verdict"),
     [
@@ -76,7 +87,7 @@ def test_verdicts_that_are_none(alone: float | None, together: float | None, ver
 
 
 def test_what_a_site_has_from_taking_part_is_its_finetuned_model(events: list[dict[str, Any]]) -> None:
-    site = SiteSummary("D", 10, None, 0.5, 0.45, None, finetuned=0.6)
+    site = SiteSummary("D", 10, None, 0.5, 0.45, None, finetuned=0.6, chosen="finetuned")
     assert site.verdict == ("D is better off by 10.0 points, with the common model finetuned on its own pictures.")
     metrics = {"ap50": {"car": 0.9}, "ap": {"car": 0.7}, "map50": 0.9, "map50_95": 0.7, "num_images": 4}
     last = next(n for n, event in enumerate(events) if event["event"] == "run_finished")
@@ -85,6 +96,13 @@ def test_what_a_site_has_from_taking_part_is_its_finetuned_model(events: list[di
     assert [row.row for row in summary.rows] == [row.row for row in summarise(events).rows]
     assert [site.finetuned for site in summary.sites] == [0.9, None, None]
     assert "finetuned" in shown(summary)
+    assert [site.chosen for site in summary.sites] == ["finetuned", "together", "together"]
+
+    # On A's validation pictures its own model is worse than the common one: whatever the test says, it is not chosen.
+    told = {"time": events[last]["time"], "event": "finetuned", "row": "together", "round": 6, "node": "A"}
+    worse = {**told, "metrics": {**metrics, "map50": 0.01}}
+    chosen = summarise([*events[:last], {**own, "split": "test", "metrics": metrics}, worse, *events[last:]]).sites[0]
+    assert (chosen.chosen, chosen.offered) == ("together", chosen.together)
     assert "finetuned" not in shown(summarise(events))
 
 

@@ -54,6 +54,7 @@ __all__ = ["SCORE_SHOWN", "write_report"]
 SCORE_SHOWN = 0.25
 """Detections with a smaller score are not drawn."""
 
+_MODELS = ("untrained", "alone", "together", "pooled", "finetuned")
 _PICTURE_WIDTH = 640
 _JPEG_QUALITY = 84
 _FEW_PICTURES = 100
@@ -205,8 +206,29 @@ def _verdicts(summary: Summary) -> str:
     cards = "".join(_verdict(site) for site in summary.sites)
     intro = "Measured on each site's own test pictures, because that is where its model will work."
     if any(site.finetuned is not None for site in summary.sites):
-        intro += " “Finetuned” is the model trained together after the site went on with its own pictures for a while."
-    return f'<h2>Is each site better off?</h2><p>{intro}</p><div class="verdicts">{cards}</div>'
+        intro += (
+            " “Finetuned” is the model trained together after the site went on with its own pictures for a while; each "
+            "site takes whichever of the two is better on its validation pictures."
+        )
+    return (
+        f'<h2>Is each site better off?</h2><p>{intro}</p><div class="verdicts">{cards}</div>{_class_by_class(summary)}'
+    )
+
+
+def _class_by_class(summary: Summary) -> str:
+    """Every class at every site, under every model."""
+    models = [name for name in _MODELS if any(name in site.ap50 for site in summary.sites)]
+    body = ""
+    for site in summary.sites:
+        for name in summary.names:
+            values = [site.ap50.get(model, {}).get(name) for model in models]
+            if any(value is not None for value in values):
+                gain = points_cell(site.class_gains.get(name))
+                body += f"<tr><th>{h(site.site)}</th><td>{h(name)}</td>{''.join(map(score_cell, values))}{gain}</tr>"
+    if not body:
+        return ""
+    table = table_card(["site", "class", *models, "gain"], body)
+    return f"<details><summary>Class by class: AP50 on each site's own test pictures</summary>{table}</details>"
 
 
 def _verdict(site: SiteSummary) -> str:
@@ -223,10 +245,12 @@ def _verdict(site: SiteSummary) -> str:
         if value is not None
     )
     pictures = f"{site.num_images} test pictures" if site.num_images else "no test pictures"
+    few = site.by_class and len(site.class_gains) <= CLASSES_IN_MAIN_TABLE
+    by_class = f"<p><small>{h(site.by_class)}</small></p>" if few else ""
     return (
         f'<article class="card verdict {tone}"><h3>Site {h(site.site)} <small>{pictures}</small></h3>'
         f'<p class="says"><span class="mark" aria-hidden="true">{mark}</span>{h(site.verdict)}</p>'
-        f'<div class="bars">{bars}</div></article>'
+        f'<div class="bars">{bars}</div>{by_class}</article>'
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,8 @@ class SiteSummary:
     Attributes:
         num_images: test pictures of the site.
         finetuned: of the site's own model, which it made from that of "together".
+        chosen: which of the two, "together" or "finetuned", is better on the site's validation pictures.
+        ap50: the same models by these names → class → average precision, for the classes with objects there.
     """
 
     site: str
@@ -103,16 +105,33 @@ class SiteSummary:
     together: float | None
     pooled: float | None
     finetuned: float | None = None
+    chosen: str = "together"
+    ap50: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def offered(self) -> float | None:
-        """What the site has from taking part: its finetuned model, or the common one where there is no such."""
-        return self.together if self.finetuned is None else self.finetuned
+        """What the site has from taking part: of the common model and its own, made from it, the chosen one."""
+        return self.finetuned if self.chosen == FINETUNED else self.together
 
     @property
     def gain(self) -> float | None:
         """mAP50 of `offered` minus that of the site alone."""
         return None if self.alone is None or self.offered is None else self.offered - self.alone
+
+    @property
+    def class_gains(self) -> dict[str, float]:
+        """The same as `gain` for each class."""
+        offered = self.ap50.get(self.chosen, {})
+        alone = self.ap50.get("alone", {})
+        return {name: offered[name] - value for name, value in alone.items() if name in offered}
+
+    @property
+    def by_class(self) -> str | None:
+        """Who gains and who loses, in one line; None where there is nothing to tell apart."""
+        if len(self.class_gains) < 2:
+            return None
+        parts = (f"{name} {format_points(gain)}" for name, gain in self.class_gains.items())
+        return f"By class: {', '.join(parts)} points."
 
     @property
     def better_off(self) -> bool | None:
@@ -122,7 +141,7 @@ class SiteSummary:
     @property
     def verdict(self) -> str:
         """One honest sentence for the people of the site."""
-        if self.together is None:
+        if self.offered is None:
             return f"{self.site}: the model trained together was not tested on its pictures."
         if self.gain is None:
             return f"{self.site} has no model of its own to compare with."
@@ -130,7 +149,7 @@ class SiteSummary:
         if self.better_off is None:
             return f"{self.site} is neither better nor worse off: the difference is {points}."
         if self.better_off:
-            how = "" if self.finetuned is None else ", with the common model finetuned on its own pictures"
+            how = ", with the common model finetuned on its own pictures" if self.chosen == FINETUNED else ""
             return f"{self.site} is better off by {points}{how}."
         return f"{self.site} is worse off by {points}: it should keep its own model."
 
@@ -297,7 +316,7 @@ def summarise(events: Iterable[Event]) -> Summary:
         seed=started.get("seed"),
         names=tuple(started.get("names", ())) or _names_in(rows),
         rows=rows,
-        sites=tuple(_summarise_site(site, {row.row: row for row in (*rows, own)}) for site in sites),
+        sites=tuple(_summarise_site(site, {row.row: row for row in (*rows, own)}, counted) for site in sites),
         seconds=seconds_at_work(raw),
         finished=bool(counted) and counted[-1]["event"] == "run_finished",
     )
@@ -342,6 +361,8 @@ def render_main_table(summary: Summary, console: Console) -> None:
             console.print(NOT_TESTED)
         for site in summary.sites if summary.sites_tested else ():
             console.print(_verdict_markup(site), highlight=False)
+            if site.by_class and len(site.class_gains) <= CLASSES_IN_MAIN_TABLE:
+                console.print(f"  {site.by_class}", style="dim", markup=False, highlight=False)
     console.print(_cost_line(summary), markup=False, highlight=False)
 
 
@@ -410,20 +431,41 @@ def _bytes(events: Sequence[Event], rounds: Mapping[int, Event], key: str) -> in
     return max(of_rounds, *(int(e.get(key, 0)) for e in events if e["event"] == "row_finished"), 0)
 
 
-def _summarise_site(site: str, rows: Mapping[str, RowSummary]) -> SiteSummary:
+def _summarise_site(site: str, rows: Mapping[str, RowSummary], events: Sequence[Event]) -> SiteSummary:
+    rows_of = {"alone": _ALONE + site} | {name: name for name in ("untrained", "together", "pooled", FINETUNED)}
+    tests = {name: rows[row].tests[site] for name, row in rows_of.items() if row in rows and site in rows[row].tests}
+
     def map50(name: str) -> float | None:
-        row = rows.get(name)
-        return row.tests[site].map50 if row and site in row.tests else None
+        return tests[name].map50 if name in tests else None
 
     return SiteSummary(
         site=site,
         num_images=max((row.tests[site].num_images for row in rows.values() if site in row.tests), default=0),
         untrained=map50("untrained"),
-        alone=map50(_ALONE + site),
+        alone=map50("alone"),
         together=map50("together"),
         pooled=map50("pooled"),
         finetuned=map50(FINETUNED),
+        chosen=FINETUNED if FINETUNED in tests and _finetuned_is_better(site, events) else "together",
+        ap50={name: metrics.ap50 for name, metrics in tests.items()},
     )
+
+
+def _finetuned_is_better(site: str, events: Sequence[Event]) -> bool:
+    """By the site's validation pictures; where it has none, its own pictures are what it went on with, so it counts."""
+    own = [e["metrics"] for e in events if e["event"] == "finetuned" and e["node"] == site]
+    kept = next(
+        (e.get("kept") for e in reversed(events) if e["event"] == "row_finished" and e["row"] == "together"), None
+    )
+    common = [
+        e["metrics"]
+        for e in events
+        if e["event"] == "evaluated"
+        and (e.get("row"), e["where"], e["split"], e["round"]) == ("together", site, "val", kept)
+    ]
+    if not own or not common or not own[-1]["ap50"]:
+        return True
+    return bool(own[-1]["map50"] >= common[-1]["map50"])
 
 
 def _names_in(rows: Iterable[RowSummary]) -> tuple[str, ...]:
@@ -458,6 +500,8 @@ def _site_dict(site: SiteSummary) -> dict[str, Any]:
         "together": site.together,
         "pooled": site.pooled,
         "finetuned": site.finetuned,
+        "chosen": site.chosen,
+        "ap50": {name: dict(values) for name, values in site.ap50.items()},
         "gain": site.gain,
         "better_off": site.better_off,
         "verdict": site.verdict,
