@@ -11,7 +11,7 @@ from typing import Any
 from manyeyes.errors import ManyeyesError
 from manyeyes.federation.admission import Members
 from manyeyes.federation.door import Door, open_door
-from manyeyes.federation.hello import Greeter
+from manyeyes.federation.hello import Greeter, Work
 from manyeyes.federation.keys import AUTHORITY, NODE_PUBLIC, make_authority, make_node_key, read_public_key
 from manyeyes.federation.presence import Presence
 from manyeyes.web.serving import listen
@@ -42,9 +42,15 @@ class Entrance:
             yield door
 
     def greeter(
-        self, node_id: str = "A", *, folder: Path | None = None, host: str = "localhost", port: int | None = None
+        self,
+        node_id: str = "A",
+        *,
+        folder: Path | None = None,
+        host: str = "localhost",
+        port: int | None = None,
+        work: Work | None = None,
     ) -> Greeter:
-        return Greeter(node_id, host, port or self.port, self.state / AUTHORITY, folder or self.node)
+        return Greeter(node_id, host, port or self.port, self.state / AUTHORITY, folder or self.node, work)
 
     def complaint(self, **greeter: Any) -> str:
         """What is said when it greets."""

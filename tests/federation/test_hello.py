@@ -324,12 +324,14 @@ def test_a_greeting_that_is_none_is_refused(text: bytes, entrance: Entrance) -> 
         assert entrance.greeter().post(hello_module.HELLO, b"x" * 2000)[0] == 413
 
 
-def test_a_supernode_that_is_not_heard_while_its_node_is_shows(
+def test_a_supernode_of_which_a_part_is_not_heard_while_its_node_is_shows(
     entrance: Entrance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hello_module, "_UNHEARD_SECONDS", 0.5)
+    heartbeat, pull = "/v1/fleet/send-node-heartbeat", "/v1/fleet/pull-messages"
+    work = Work()
     with entrance.open():
-        greeter, began = entrance.greeter(), time.monotonic()
+        greeter, began = entrance.greeter(work=work), time.monotonic()
         assert not greeter.unheard(began)
         assert greeter.joined()
         assert not greeter.unheard(began)
@@ -337,7 +339,18 @@ def test_a_supernode_that_is_not_heard_while_its_node_is_shows(
         assert greeter.joined()
         assert greeter.unheard(began)
         assert not greeter.unheard(time.monotonic())
-        greeter.post("/v1/fleet/pull-messages", b"")
+        for dead in (heartbeat, pull):
+            greeter.post({heartbeat: pull, pull: heartbeat}[dead], b"")
+            assert greeter.joined()
+            assert greeter.unheard(began), f"of {dead} nothing was heard"
+            time.sleep(0.7)
+        greeter.post(heartbeat, b"")
+        work.busy = True
+        assert greeter.joined()
+        assert not greeter.unheard(began), "who trains asks for nothing"
+        work.busy = False
+        greeter.post(pull, b"")
+        greeter.post(heartbeat, b"")
         assert greeter.joined()
         assert not greeter.unheard(began)
     assert not greeter.joined()

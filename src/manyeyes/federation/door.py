@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import httpx
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -70,7 +71,7 @@ _LONGEST_HEADER = 2000
 _LONGEST_HELLO = 1000
 _PIECE = 2**20
 _GATHER_SECONDS = 0.1
-_PULL, _PUSH = "/v1/fleet/pull-messages", "/v1/fleet/push-object"
+_PULL, _PUSH, _HEARTBEAT = "/v1/fleet/pull-messages", "/v1/fleet/push-object", "/v1/fleet/send-node-heartbeat"
 _PUSHES = ("/v1/fleet/push-", "/v1/fleet/deactivate-", "/v1/fleet/activate-")
 # What is cut off on its way is sent again.
 _ATTEMPTS = 2
@@ -127,6 +128,8 @@ class Door:
         self._leases: dict[str, Greeting] = {}
         self._numbers: dict[str, int] = {}
         # When the SuperNode of a node last asked for something.
+        # A SuperNode's threads may die one by one: when it last said that it is there, and when it last asked or sent.
+        self._beaten: dict[str, float] = {}
         self._asked: dict[str, float] = {}
         self._opened = time.monotonic()
         self._logged: dict[tuple[str, str], float] = {}
@@ -196,7 +199,8 @@ class Door:
         try:
             member = self._sender(request)
             self._presence.came(member.node_id, request.url.path)
-            self._asked[member.node_id] = time.monotonic()
+            beats = self._beaten if request.url.path == _HEARTBEAT else self._asked
+            beats[member.node_id] = time.monotonic()
             if request.url.path == _PULL:
                 return await self._pull(request, member)
             return await self._forward(request, member)
@@ -247,11 +251,10 @@ class Door:
             left = ends - time.monotonic()
             if answer.content or answer.status_code != 200 or left <= 0 or self._closed:
                 if answer.content:
-                    self._presence.carried(member.node_id, "down", len(answer.content))
+                    self._carried(member, "down", len(answer.content))
                 return Response(answer.content, answer.status_code, _kind(answer))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(bell.wait(), left)
-            self._asked[member.node_id] = time.monotonic()
             if await request.is_disconnected():
                 # What is fetched for a node that is gone is lost.
                 return Response(status_code=204)
@@ -280,8 +283,12 @@ class Door:
 
     async def _passed_down(self, answer: httpx.Response, member: Member) -> AsyncIterator[bytes]:
         async for part in answer.aiter_raw(_PIECE):
-            self._presence.carried(member.node_id, "down", len(part))
+            self._carried(member, "down", len(part))
             yield part
+
+    def _carried(self, member: Member, direction: Literal["up", "down"], num_bytes: int) -> None:
+        self._asked[member.node_id] = time.monotonic()
+        self._presence.carried(member.node_id, direction, num_bytes)
 
     def _check_upstream(self, answer: httpx.Response, member: Member) -> None:
         if answer.status_code == 500:
@@ -292,7 +299,7 @@ class Door:
         length = 0
         async for part in request.stream():
             length += len(part)
-            self._presence.carried(member.node_id, "up", len(part))
+            self._carried(member, "up", len(part))
             if length > self._max_body:
                 raise _RefusedError(413, f"a request may carry at most {self._max_body} bytes")
             yield part
@@ -329,9 +336,13 @@ class Door:
                 "peers": None if said.peers == digest_of(everybody) else everybody,
                 "node_id": member.node_id,
                 "number": self._numbers.get(member.node_id),
-                "quiet": time.monotonic() - self._asked.get(member.node_id, self._opened),
+                "unbeaten": self._since(self._beaten, member),
+                "unasked": self._since(self._asked, member),
             }
         )
+
+    def _since(self, times: Mapping[str, float], member: Member) -> float:
+        return time.monotonic() - times.get(member.node_id, self._opened)
 
     async def _greeting(self, request: Request, host: str) -> Greeting:
         text = b""

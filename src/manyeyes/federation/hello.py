@@ -43,8 +43,8 @@ LEASE_SECONDS = 30.0
 """How long after a greeting another process with the same key is turned away."""
 
 _EVERY_SECONDS = 10.0
-# A SuperNode asks, or says that it is there, every 23 s; cut off, it tries again within 20 s.
-_UNHEARD_SECONDS = 30.0
+# A SuperNode says that it is there every 23 s at most; cut off, it tries again within 20 s.
+_UNHEARD_SECONDS = 45.0
 _TIMEOUT_SECONDS = 10.0
 # The keys of some thousand nodes.
 _LONGEST_ANSWER = 2**21
@@ -209,7 +209,9 @@ class Greeter:
         return True
 
     def unheard(self, since: float) -> bool:
-        """Whether the coordinator has heard this process for a while, and of its SuperNode nothing in that time.
+        """Whether the coordinator has heard this process for a while, and something of its SuperNode not in that time.
+
+        That does not say any more that it is there, or asks and sends nothing though it has nothing else to do.
 
         Args:
             since: when the SuperNode was started, on the monotonic clock.
@@ -281,7 +283,8 @@ class Greeter:
             said = json.loads(text)
             version, node_id, number = said["protocol"], said["node_id"], said["number"]
             peers = said["peers"]
-            self._quiet = float(said["quiet"])
+            unasked = 0.0 if self._work.busy else float(said["unasked"])
+            self._quiet = max(float(said["unbeaten"]), unasked)
         except (ValueError, TypeError, KeyError) as error:
             raise ProtocolError(
                 f"{self._where} answers what no coordinator would", cure="Is the port right?"
