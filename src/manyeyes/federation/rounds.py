@@ -306,16 +306,20 @@ class _Rounds:
                 self.emit("warning", round=number, node=reply.node_id, reason=f"has no model of its own: {error}")
                 continue
             done.append(reply.node_id)
-        test = EvaluatePlan(split="val", imgsz=self._tested_at, round=kept, finetuned=True)
-        record = evaluate_request(weights, test, self.form_hash)
-        for _, reply in self._ask(EVALUATE, dict.fromkeys(done, record), state.round):
+        self._evaluate_own(weights, kept, done)
+        return self._totals(state, watch)
+
+    def _evaluate_own(self, weights: Weights, kept: int, nodes: Sequence[str]) -> None:
+        number = self.federation.rounds + 1
+        plan = EvaluatePlan(split="val", imgsz=self._tested_at, round=kept, finetuned=True)
+        record = evaluate_request(weights, plan, self.form_hash)
+        for _, reply in self._ask(EVALUATE, dict.fromkeys(nodes, record), number - 1):
             try:
                 metrics = self._read_metrics(reply)
             except (ProtocolError, UpdateRefusedError) as error:
                 self.emit("warning", round=number, node=reply.node_id, reason=f"could not test its own model: {error}")
                 continue
             self.emit("finetuned", round=number, node=reply.node_id, metrics=metrics.to_dict())
-        return self._totals(state, watch)
 
     def _own_training(self) -> TrainSection:
         """As long as so many rounds."""
