@@ -321,6 +321,7 @@ def test_a_run_without_a_plan_takes_the_advised_one_keeps_it_and_goes_on_with_it
     assert "train.freeze" in said
     kept = load_config(tmp_path / "runs" / "tiny" / "config.yaml")
     assert kept.train.augment.mosaic == plan.pop("train.augment")["mosaic"]
+    assert kept.federation.strategy.model_dump() == plan.pop("federation.strategy")
     assert {key: getattr(getattr(kept, key.split(".")[0]), key.split(".")[1]) for key in plan} == plan
 
     summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())

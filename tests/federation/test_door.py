@@ -89,7 +89,12 @@ def superlink(folder: Path) -> Iterator[str]:
         yield f"https://localhost:{port}"
     finally:
         process.terminate()
-        process.wait(20)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            # On a busy machine it takes its time.
+            process.kill()
+            process.wait()
 
 
 @contextlib.contextmanager
