@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from manyeyes.config import NODE_ID_PATTERN
 from manyeyes.errors import ConfigError, nearest
-from manyeyes.federation.keys import fingerprint, same_key
+from manyeyes.federation.keys import fingerprint, parse_public_key, same_key
 from manyeyes.weights import write_atomically
 
 __all__ = ["MEMBERS", "Member", "Members"]
@@ -46,9 +46,7 @@ class Member:
     @property
     def key(self) -> ec.EllipticCurvePublicKey:
         """The public key."""
-        key = serialization.load_ssh_public_key(self.public_key.encode())
-        assert isinstance(key, ec.EllipticCurvePublicKey)
-        return key
+        return parse_public_key(self.public_key)
 
     @property
     def fingerprint(self) -> str:
@@ -166,7 +164,7 @@ class Members:
             members = tuple(Member(**values) for values in json.loads(self.path.read_text(encoding="utf-8")))
             for member in members:
                 _ = member.key
-        except (OSError, ValueError, TypeError, AssertionError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 "is damaged, so nobody can be let in", file=self.path, cure="Restore it from a backup."
             ) from error

@@ -38,6 +38,7 @@ __all__ = [
     "fingerprint",
     "make_authority",
     "make_node_key",
+    "parse_public_key",
     "read_certificate",
     "read_node_key",
     "read_public_key",
@@ -152,13 +153,26 @@ def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
             "is a private key, which must not leave its node", file=path, cure=f"Send the file {NODE_PUBLIC} instead."
         )
     try:
-        key = serialization.load_ssh_public_key(text)
-    except (ValueError, UnsupportedAlgorithm) as error:
+        return parse_public_key(text.decode("ascii"))
+    except ValueError as error:
+        what = "not a key on NIST P-256" if "P-256" in str(error) else "not a public key"
         raise ConfigError(
-            "is not a public key", file=path, cure=f"Name the file {NODE_PUBLIC} that `manyeyes node init` made."
+            f"is {what}", file=path, cure=f"Name the file {NODE_PUBLIC} that `manyeyes node init` made."
         ) from error
+
+
+def parse_public_key(text: str) -> ec.EllipticCurvePublicKey:
+    """A node's public key in OpenSSH's format.
+
+    Raises:
+        ValueError: it is no key, or not on NIST P-256.
+    """
+    try:
+        key = serialization.load_ssh_public_key(text.encode())
+    except UnsupportedAlgorithm as error:
+        raise ValueError("a key of an unknown kind") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise ConfigError("is not a key on NIST P-256", file=path, cure="Make one with `manyeyes node init`.")
+        raise ValueError("not a key on NIST P-256")
     return key
 
 

@@ -15,13 +15,11 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from manyeyes.config import NODE_ID_PATTERN
 from manyeyes.errors import ConfigError, ProtocolError
-from manyeyes.federation.keys import fingerprint
+from manyeyes.federation.keys import fingerprint, parse_public_key
 from manyeyes.weights import write_atomically
 
 __all__ = ["PEERS", "Peer", "Peers", "digest_of", "listed"]
@@ -71,13 +69,7 @@ class Peer:
         Raises:
             ValueError: it is none, or of another kind.
         """
-        try:
-            key = serialization.load_ssh_public_key(self.public_key.encode())
-        except UnsupportedAlgorithm as error:
-            raise ValueError("a key of an unknown kind") from error
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise ValueError("a key of another kind")
-        return key
+        return parse_public_key(self.public_key)
 
     @property
     def fingerprint(self) -> str:
