@@ -278,6 +278,17 @@ def test_the_estimate_is_the_sum_of_its_parts() -> None:
     assert {(s.bytes_up, s.bytes_down) for s in cost.sites} == {(5 * 300, 5 * 1000 + 3 * 900)}
 
 
+def test_what_a_site_goes_on_with_for_itself_is_counted() -> None:
+    sections: dict[str, Any] = {"train": {"imgsz": 320}, "evaluate": {"every": 100}}
+    plain, more, longer = (
+        estimate(config(**sections, federation=federation), situation(), SPEED, TRAFFIC).sites[0]
+        for federation in ({"rounds": 4}, {"rounds": 4, "finetune_after": 2}, {"rounds": 6})
+    )
+    assert (more.seconds_together, more.seconds_alone) == (longer.seconds_together, longer.seconds_alone)
+    assert more.seconds > plain.seconds
+    assert (more.bytes_up, more.bytes_down) == (plain.bytes_up, plain.bytes_down + 1000 + 900)
+
+
 def limited(hours: float) -> Situation:
     return situation(site("A", hours=hours), site("B", train=250), known=frozenset({"person"}))
 

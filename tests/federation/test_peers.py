@@ -8,7 +8,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manyeyes.errors import ConfigError, ProtocolError
+from manyeyes.errors import ConfigError, ProtocolError, ResourceError
+from manyeyes.federation import peers as peers_module
 from manyeyes.federation.peers import PEERS, Peers, digest_of, listed
 
 
@@ -72,3 +73,17 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / PEERS).write_text('[{"node_id": "A"}]')
     with pytest.raises(ConfigError, match=r"peers\.json: is damaged\. Move it away"):
         Peers(tmp_path)
+
+
+def test_what_could_not_be_kept_is_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise ResourceError("no space left on device")
+
+    peers = Peers(tmp_path)
+    before = peers.digest
+    with monkeypatch.context() as patch, pytest.raises(ResourceError):
+        patch.setattr(peers_module, "write_atomically", full)
+        peers.take([["A", KEYS[0]]])
+    assert peers.digest == before, "the coordinator sees that this node does not know them yet"
+    peers.take([["A", KEYS[0]]])
+    assert Peers(tmp_path).digest == peers.digest != before

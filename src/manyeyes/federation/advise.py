@@ -526,8 +526,9 @@ class _Cost:
 
     def __init__(self, config: RunConfig, speed: Speed) -> None:
         self.train, self.speed = config.train, speed
-        self.rounds = config.federation.rounds
-        self.asked = math.ceil(self.rounds * config.federation.fraction)
+        self.shared, self.own = config.federation.rounds, config.federation.finetune_after
+        self.rounds = self.shared + self.own
+        self.asked = math.ceil(self.shared * config.federation.fraction)
         self.tested = math.ceil(self.rounds / config.evaluate.every)
         self.tested_at = config.evaluate.imgsz or config.train.imgsz
 
@@ -547,10 +548,11 @@ class _Cost:
 def _site_estimate(config: RunConfig, site: SiteFacts, cost: _Cost, traffic: Traffic) -> SiteEstimate:
     return SiteEstimate(
         site.site,
-        cost.of_site(site, cost.asked),
+        cost.of_site(site, cost.asked + cost.own),
         cost.of_site(site, cost.rounds) if "alone" in config.compare else 0.0,
         cost.asked * traffic.fit_up,
-        cost.asked * traffic.fit_down + cost.tested * traffic.test_down,
+        # For its own model a site is sent the common one once to go on from, and once more to be tested.
+        (cost.asked + bool(cost.own)) * traffic.fit_down + (cost.tested + bool(cost.own)) * traffic.test_down,
     )
 
 

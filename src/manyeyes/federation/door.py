@@ -127,7 +127,6 @@ class Door:
         self._excess: set[str] = set()
         self._leases: dict[str, Greeting] = {}
         self._numbers: dict[str, int] = {}
-        # When the SuperNode of a node last asked for something.
         # A SuperNode's threads may die one by one: when it last said that it is there, and when it last asked or sent.
         self._beaten: dict[str, float] = {}
         self._asked: dict[str, float] = {}

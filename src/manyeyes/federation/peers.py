@@ -126,9 +126,10 @@ class Peers:
             raise ProtocolError("the coordinator tells ever new keys")
         kept = [replace(p, until=now) if p.until is None and p.node_id in ended else p for p in self._peers]
         added = [peer for node_id, peer in new.items() if node_id in ended or node_id not in counted]
-        self._peers = (*kept, *added)
-        content = json.dumps([asdict(peer) for peer in self._peers], indent=2) + "\n"
-        write_atomically(self.path, content, mode=0o600)
+        peers = (*kept, *added)
+        # On the disk first: what is not kept has to be told again.
+        write_atomically(self.path, json.dumps([asdict(peer) for peer in peers], indent=2) + "\n", mode=0o600)
+        self._peers = peers
         return sentences
 
     def _load(self) -> tuple[Peer, ...]:
