@@ -6,8 +6,9 @@
 
 A coordinator and its nodes are processes of their own, with a real SuperLink and real SuperNodes behind the door, over
 TLS on loopback; what they train is a small linear model that takes some seconds, so that what is measured is the
-federation. For each fault: what came of it, how many answers of nodes are missing in the rounds that were held, and
-the seconds from the fault (a cut or a full disk: from its end) to the end of a round that the node has a part in.
+federation (only where the trainer itself is killed, it is a detector's). For each fault: what came of it, how many
+answers of nodes are missing in the rounds that were held, and the seconds from the fault (a cut or a full disk: from
+its end) to the end of a round that the node has a part in.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from flwr.proto.control_pb2 import StartRunRequest
 from flwr.proto.fab_pb2 import Fab
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 
+from manyeyes.datasets.scenes import write_scenes
 from manyeyes.errors import ManyeyesError
 from manyeyes.federation import door, flower_transport, hello
 from manyeyes.federation.flower import RuntimeAddress
@@ -46,6 +48,7 @@ from manyeyes.web.serving import listen
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.federation.entrance import LONG_AGO, Entrance
+from tests.federation.installed import SITES, Deployment
 from tests.federation.linear_deployment import (
     WIDE_TEMPLATE,
     LinearDeployment,
@@ -138,6 +141,32 @@ def node_while_it_sends(folder: Path) -> Outcome:
         deployment.start_node("B", seconds=SECONDS, port=wire.port)
         seconds = back(deployment, "B", 1, began)
         return end(deployment, "half an answer is thrown away, and the node asked again", seconds, 60)
+
+
+def trainer_while_it_trains(folder: Path) -> Outcome:
+    """SIGKILL of a node's trainer while it trains a detector."""
+    write_scenes(folder / "scenes", images=9, imgsz=128, seed=5)
+    deployment = Deployment(folder, folder / "scenes")
+    deployment.prepare()
+    plan = ["--set", "federation.rounds=4", "--set", "train.epochs=15"]
+    try:
+        coordinator = deployment.start("coordinator", "coordinator", "--config", "federation.yaml", *plan)
+        for node in SITES:
+            deployment.start_node(node)
+        deployment.wait_for("round_finished", round=1)
+        undisturbed = deployment.wait_for("update_received", node="B", round=2)
+        deployment.wait_for("round_started", round=3)
+        time.sleep(undisturbed["seconds"] / 2)
+        deployment.trainer_of("B").kill()
+        answered = deployment.wait_for("update_received", node="B", round=3)
+        if coordinator.wait(300) != 0 or trace(deployment.said("B")):
+            raise AssertionError(deployment.said("coordinator") + deployment.said("B"))
+    finally:
+        deployment.end()
+    lost = 12 - sum(event["event"] == "update_received" for event in deployment.events())
+    later = round(answered["seconds"] - undisturbed["seconds"], 1)
+    told = f"another process began the round anew; the answer came {later} s later than in the round before"
+    return Outcome(told, lost, later, 60)
 
 
 def _coordinator(folder: Path, wait: float, outcome: str) -> Outcome:
@@ -471,6 +500,7 @@ def start_run_from_outside(folder: Path) -> Outcome:
 FAULTS: tuple[Callable[[Path], Outcome], ...] = (
     node_while_it_trains,
     node_while_it_sends,
+    trainer_while_it_trains,
     coordinator_inside_a_round,
     coordinator_between_rounds,
     superlink_alone,

@@ -9,7 +9,7 @@ the node that answers last:
 
     to_train    from the round's start to the node's trainer: poll, 12 MB down
     train       inside the learner's fit: what the claim takes away
-    pack        reading the request and packing the answer
+    pack        reading the request and packing the answer, and both ways to the trainer's process
     from_train  from the trainer to the coordinator: poll, 12 MB up
     merge       after the last answer
     to_test     as to_train, for the new model
@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,13 +39,14 @@ STARTED = time.time()
 import yaml  # noqa: E402
 from cells import arguments, claim, save_cell, show  # noqa: E402
 
-from manyeyes.datasets import load_dataset  # noqa: E402
 from manyeyes.datasets.scenes import write_scenes  # noqa: E402
 from manyeyes.federation.admission import Members  # noqa: E402
 from manyeyes.federation.form import ModelForm  # noqa: E402
 from manyeyes.federation.joining import Place, claimed, serve  # noqa: E402
 from manyeyes.federation.keys import NODE_PUBLIC, make_authority, make_node_key, read_public_key  # noqa: E402
-from manyeyes.federation.site import Limits, Site  # noqa: E402
+from manyeyes.federation.limits import Limits  # noqa: E402
+from manyeyes.federation.traffic import Counted  # noqa: E402
+from manyeyes.federation.trainer import SiteSettings, Trainer  # noqa: E402
 from manyeyes.federation.transport import Record, Request  # noqa: E402
 from manyeyes.report.runlog import Event, read_runlog  # noqa: E402
 
@@ -58,16 +60,16 @@ Times = dict[str, Any]
 
 def be_node(folder: Path, node: str, port: int) -> None:
     """One node, which writes down when it was asked and when it had answered."""
-    imported = time.time()
     state = folder / "nodes" / node
-    data = load_dataset(folder / "scenes" / NODES[node])
-    site = Site(node, data, state / "training", limits=Limits(device="cpu", threads=1))
-    with (folder / f"{node}.times").open("a", buffering=1) as times:
-        times.write(json.dumps({"kind": "start", "began": STARTED, "imported": imported}) + "\n")
+    pictures, limits = folder / "scenes" / NODES[node], Limits(device="cpu", threads=1)
+    trainer = Trainer(SiteSettings(node, pictures, None, None, state / "training", limits))
+    with closing(trainer), (folder / f"{node}.times").open("a", buffering=1) as times:
+        trainer.start()
+        times.write(json.dumps({"kind": "start", "began": STARTED, "ready": time.time()}) + "\n")
 
         def answer(request: Request, form: ModelForm) -> Record:
             began = time.time()
-            record = site(request, form)
+            record = trainer(request, form, Counted())
             times.write(json.dumps({"kind": request.kind, "began": began, "ended": time.time()}) + "\n")
             return record
 
@@ -154,7 +156,7 @@ def main() -> None:
     # In the first round the nodes build the model.
     measured = [parts_of(events, times, number) for number in range(2, rounds + 1)]
     middle = {part: round(median(row[part] for row in measured), 3) for part in (*PARTS, "round", "slowest")}
-    start = median(entry["imported"] - entry["began"] for node in NODES for entry in times[node][:1])
+    start = median(entry["ready"] - entry["began"] for node in NODES for entry in times[node][:1])
     overhead = [row["round"] - row["slowest"] for row in measured]
     claims = [
         claim(
@@ -167,9 +169,9 @@ def main() -> None:
     ]
     if not options.json:
         print("median seconds of a round: " + ", ".join(f"{part} {middle[part]:.2f}" for part in middle))
-        print(f"once a node: {start:.1f} s of imports")
+        print(f"once a node: {start:.1f} s until its trainer is ready")
     if not options.quick:
-        about = {"seed": 0, "parts": middle, "imports": start, "rounds": measured, "samples": claims}
+        about = {"seed": 0, "parts": middle, "ready": start, "rounds": measured, "samples": claims}
         save_cell("round_overhead", "three-nodes", about)
     show(claims, options.json)
 

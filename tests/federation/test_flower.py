@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import re
 import signal
-import socket
-import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from tests.federation.installed import PLAN, SITES, Deployment
 
 from manyeyes.config import parse_config
 from manyeyes.errors import ConfigError, ProtocolError
@@ -36,74 +33,6 @@ from manyeyes.weights import load_weights
 
 # All that a node's answers hold besides arrays; README.md says the same.
 DECLARED = {"protocol", "template", "num_examples", "metrics"}
-SITES = {"A": "a_office", "B": "b_crossroads", "C": "c_night"}
-PLAN: dict[str, Any] = {
-    "train": {"imgsz": 128, "batch": 4, "precision": "fp32", "lr": 0.002, "threads": 1},
-    "federation": {"rounds": 2, "min_nodes": 3},
-}
-
-
-class Deployment:
-    """The folder of a federation and the processes that work in it."""
-
-    def __init__(self, folder: Path, scenes: Path) -> None:
-        self.folder, self.scenes = folder, scenes
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port = int(listener.getsockname()[1])
-        self.processes: dict[str, subprocess.Popen[str]] = {}
-
-    def call(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "manyeyes.cli", *arguments],
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def prepare(self) -> None:
-        self.call("coordinator", "init", "--name", "localhost")
-        for node in SITES:
-            self.call("node", "init", "--node-id", node)
-            self.call("coordinator", "admit", node, "--key", f"nodes/{node}/node.pub")
-        coordinator = {"name": "first", "host": "127.0.0.1", "port": self.port, "names": ["person", "car"], **PLAN}
-        (self.folder / "federation.yaml").write_text(yaml.safe_dump(coordinator))
-        node_values = {
-            "node_id": "A",
-            "coordinator_url": f"https://localhost:{self.port}",
-            "authority": "coordinator/ca.crt",
-            "data_path": "elsewhere",
-            "device": "cpu",
-            "threads": 1,
-            "patience": 10,
-        }
-        (self.folder / "node.yaml").write_text(yaml.safe_dump(node_values))
-
-    def start(self, name: str, *arguments: str) -> subprocess.Popen[str]:
-        with (self.folder / f"{name}.log").open("a") as log:
-            self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "manyeyes.cli", *arguments], cwd=self.folder, stdout=log, stderr=log, text=True
-            )
-        return self.processes[name]
-
-    def start_node(self, node: str) -> subprocess.Popen[str]:
-        data = str(self.scenes / SITES[node])
-        return self.start(node, "node", "--config", "node.yaml", "--node-id", node, "--data-path", data)
-
-    def said(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text()
-
-    def end(self) -> None:
-        for process in self.processes.values():
-            process.send_signal(signal.SIGINT)
-        for process in self.processes.values():
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
 
 
 @pytest.fixture
@@ -135,7 +64,10 @@ def test_three_nodes_over_tls_end_in_the_bits_of_the_local_engine(deployment: De
     finetune = ["--set", "federation.finetune_after=1"]
     coordinator = deployment.start("coordinator", "coordinator", "--config", "federation.yaml", *finetune)
     nodes = [deployment.start_node(node) for node in SITES]
+    deployment.wait_for("round_started", round=1)
+    deployment.trainer_of("A").kill()
     assert coordinator.wait(200) == 0, deployment.said("coordinator")
+    assert "ended by SIGKILL, as systems do where memory runs out" in deployment.said("A")
     for process in nodes:
         process.send_signal(signal.SIGTERM)
     assert [process.wait(30) for process in nodes] == [0, 0, 0]
@@ -271,47 +203,18 @@ def test_waiting_for_nodes_can_be_stopped(deployment: Deployment) -> None:
     assert "stopped after 0 of 2 rounds (Ctrl-C)" in deployment.call("status")
 
 
-def rounds_finished(deployment: Deployment) -> int:
-    path = deployment.folder / "runs" / "first" / "runlog.jsonl"
-    if not path.exists():
-        return 0
-    return max((event["round"] for event in read_runlog(path) if event["event"] == "round_finished"), default=0)
-
-
-def wait_for(deployment: Deployment, kind: str, after: int = 0, **fields: Any) -> dict[str, Any]:
-    """The first event of a kind with these fields, in a round after one."""
-    path = deployment.folder / "runs" / "first" / "runlog.jsonl"
-    until = time.monotonic() + 150
-    while True:
-        for event in read_runlog(path) if path.exists() else ():
-            wanted = event["event"] == kind and event.get("round", 0) > after
-            if wanted and all(event.get(name) == value for name, value in fields.items()):
-                return event
-        assert deployment.processes["coordinator"].poll() is None, deployment.said("coordinator")
-        assert time.monotonic() < until, deployment.said("coordinator")
-        time.sleep(0.2)
-
-
-def wait_for_round(deployment: Deployment, number: int) -> None:
-    until = time.monotonic() + 150
-    while rounds_finished(deployment) < number:
-        assert deployment.processes["coordinator"].poll() is None, deployment.said("coordinator")
-        assert time.monotonic() < until, deployment.said("coordinator")
-        time.sleep(0.2)
-
-
 @pytest.mark.slow
 def test_a_killed_node_is_waited_for_until_the_deadline_and_takes_part_again(deployment: Deployment) -> None:
     many = ["--set", "federation.rounds=40", "--set", "federation.min_nodes=2", "--set", "federation.deadline=45"]
     coordinator = deployment.start("coordinator", "coordinator", "--config", "federation.yaml", *many)
     for node in SITES:
         deployment.start_node(node)
-    first = wait_for(deployment, "update_received", node="B")["round"]
-    wait_for(deployment, "round_finished", round=first)
+    first = deployment.wait_for("update_received", node="B")["round"]
+    deployment.wait_for("round_finished", round=first)
     deployment.processes["B"].kill()
     deployment.processes["B"].wait()
     deployment.start_node("B")
-    wait_for(deployment, "update_received", node="B", after=first)
+    deployment.wait_for("update_received", node="B", after=first)
     coordinator.send_signal(signal.SIGINT)
     assert coordinator.wait(60) == 130
     events = list(read_runlog(deployment.folder / "runs" / "first" / "runlog.jsonl"))
@@ -327,18 +230,18 @@ def test_an_update_that_comes_after_the_deadline_is_merged_when_it_comes(deploym
     coordinator = deployment.start("coordinator", "coordinator", "--config", "federation.yaml", *late)
     for node in SITES:
         deployment.start_node(node)
-    begun = wait_for(deployment, "round_started", cohort=["A", "B", "C"])["round"]
+    begun = deployment.wait_for("round_started", cohort=["A", "B", "C"])["round"]
     # The node is stopped, Flower's process beside it is not: for the coordinator it is there and slow.
     deployment.processes["B"].send_signal(signal.SIGSTOP)
     try:
-        assert wait_for(deployment, "update_late")["node"] == "B"
-        assert wait_for(deployment, "round_started", round=begun + 1)["cohort"] == ["A", "C"]
+        assert deployment.wait_for("update_late")["node"] == "B"
+        assert deployment.wait_for("round_started", round=begun + 1)["cohort"] == ["A", "C"]
     finally:
         deployment.processes["B"].send_signal(signal.SIGCONT)
-    merged = wait_for(deployment, "update_received", node="B", after=begun)
+    merged = deployment.wait_for("update_received", node="B", after=begun)
     assert merged["staleness"] == merged["round"] - begun
     assert merged["seconds"] > 30
-    again = wait_for(deployment, "update_received", node="B", after=merged["round"])
+    again = deployment.wait_for("update_received", node="B", after=merged["round"])
     assert "staleness" not in again
     coordinator.send_signal(signal.SIGINT)
     assert coordinator.wait(60) == 130
@@ -354,7 +257,7 @@ def test_a_killed_coordinator_resumes_among_the_same_nodes_to_the_same_bits(
     deployment.start("coordinator", "coordinator", "--config", "federation.yaml")
     for node in SITES:
         deployment.start_node(node)
-    wait_for_round(deployment, 1)
+    deployment.wait_for_round(1)
     deployment.processes["coordinator"].kill()
     deployment.processes["coordinator"].wait()
     assert "its process is gone" in deployment.call("status")
@@ -410,7 +313,7 @@ def test_a_node_goes_away_before_its_bytes_of_the_day_are_exceeded_and_its_last_
     given = ["--config", "node.yaml", "--data-path", data, "--bytes-per-day", str(most)]
     deployment.start("A", "node", *given)
     # 12 MB for the starting weights to test; each round 12 MB for the model to train, for the update and to test.
-    said = wait_for(deployment, "warning", after=-1)["reason"]
+    said = deployment.wait_for("warning", after=-1)["reason"]
     # Flower may still take it for online when the round begins.
     assert re.search(r"round 3 (needs at least 1 nodes, but 0 can be reached|got 0 good updates)", said)
 

@@ -142,18 +142,18 @@ def test_an_answer_that_would_go_beyond_the_bytes_of_the_day_is_not_worked_for(
     request = fit(template)
     length = len(request.record.to_bytes())
     data, state = load_dataset(scenes / "a_office"), tmp_path / "training"
-    site = Site("A", data, state, limits=replace(HERE, bytes_per_day=2 * length - 10**6), traffic=traffic)
+    site = Site("A", data, state, limits=replace(HERE, bytes_per_day=2 * length - 10**6))
     traffic.received(length)
     with pytest.raises(LimitError, match=r"at most \d+\.\d MB a day, of which 12\.1 MB are used, and the answer would"):
-        site(request, ModelForm.of(template, "run"))
-    roomy = Site("A", data, state, limits=replace(HERE, bytes_per_day=2 * length + 10**6), traffic=traffic)
-    answer = roomy(request, ModelForm.of(template, "run"))
+        site(request, ModelForm.of(template, "run"), traffic.counted)
+    roomy = Site("A", data, state, limits=replace(HERE, bytes_per_day=2 * length + 10**6))
+    answer = roomy(request, ModelForm.of(template, "run"), traffic.counted)
     assert traffic.down + len(answer.to_bytes()) <= 2 * length + 10**6
     AuditLog(tmp_path).answer(request, answer, answer.to_bytes())
-    spent = Site("A", data, state, limits=replace(HERE, bytes_per_day=2 * length), traffic=traffic)
+    spent = Site("A", data, state, limits=replace(HERE, bytes_per_day=2 * length))
     traffic.received(length)
     with pytest.raises(LimitError, match=r"the answer would take 0\.0 MB"):
-        spent(ask_test(template), ModelForm.of(template, "run"))
+        spent(ask_test(template), ModelForm.of(template, "run"), traffic.counted)
 
 
 @pytest.mark.parametrize("freeze", [0, 10, 22])
@@ -161,12 +161,12 @@ def test_an_answer_is_never_longer_than_was_reckoned(
     template: Template, scenes: Path, tmp_path: Path, freeze: int
 ) -> None:
     traffic = Traffic(tmp_path, AuditLog(tmp_path))
-    site = Site("A", load_dataset(scenes / "a_office"), tmp_path, limits=HERE, traffic=traffic)
+    site = Site("A", load_dataset(scenes / "a_office"), tmp_path, limits=HERE)
     reckoned: list[int] = []
     site._check_traffic = reckoned.append  # type: ignore[method-assign]
     request = fit(template, freeze=freeze)
     traffic.received(len(request.record.to_bytes()))
-    answer = len(site(request, ModelForm.of(template, "run")).to_bytes())
+    answer = len(site(request, ModelForm.of(template, "run"), traffic.counted).to_bytes())
     assert answer <= reckoned[0] < answer + 250_000
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import closing
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 from pydantic import ByteSize, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from manyeyes.config import NODE_ID_PATTERN, Section, read_values, validate
-from manyeyes.datasets import Dataset
 from manyeyes.errors import (
     ConfigError,
     DataError,
@@ -33,12 +32,10 @@ from manyeyes.federation.joining import Place, Watcher, claimed, serve
 from manyeyes.federation.limits import Limits
 from manyeyes.federation.messages import FIT
 from manyeyes.federation.node_status import NodeStatus
-from manyeyes.federation.site import Site
-from manyeyes.federation.site_pictures import SitePictures
 from manyeyes.federation.traffic import Traffic
+from manyeyes.federation.trainer import SiteSettings, Trainer
 from manyeyes.federation.transport import Record, Request
 from manyeyes.learners.learner import Progress, ProgressCallback, silent
-from manyeyes.learners.models import open_template
 
 __all__ = ["NodeConfig", "load_node_config", "run_node"]
 
@@ -221,7 +218,7 @@ def run_node(
     stop: Callable[[], str | None],
     *,
     status: NodeStatus | None = None,
-    ready: Callable[[Dataset], None] = lambda data: None,
+    ready: Callable[[int], None] = lambda pictures: None,
     progress: ProgressCallback = silent,
 ) -> None:
     """Serve a site until `stop` names a signal.
@@ -230,21 +227,19 @@ def run_node(
         config: of the node.
         stop: asked several times a second.
         status: kept up to date.
-        ready: called with the site's pictures when the node is about to join.
+        ready: called with the number of training pictures when the node is about to join.
         progress: told how far each fit is.
 
     Raises:
         ManyeyesError: anything wrong with the key, the authority, the weights or the data, before anybody is reached;
             or the coordinator that is reached first is another one, or knows this node by another name.
     """
-    pictures = SitePictures(config.data_path, config.annotates)
-    limits = replace(config.limits, architecture=_agreed(config.model_path))
     place = config.place
-    with claimed(place) as audit:
-        node = _Node(config, limits, pictures, audit, status or NodeStatus(config.node_id), progress)
+    with claimed(place) as audit, closing(_Node(config, audit, status or NodeStatus(config.node_id), progress)) as node:
+        node.start()
 
         def about_to_join() -> None:
-            ready(pictures.data)
+            ready(node.status.pictures)
             node.warn_of_limits()
 
         serve(place, audit, node.answer, stop, ready=about_to_join, watcher=node.watcher)
@@ -253,35 +248,33 @@ def run_node(
 class _Node:
     """A node's parts, from its start to its end."""
 
-    def __init__(
-        self,
-        config: NodeConfig,
-        limits: Limits,
-        pictures: SitePictures,
-        audit: AuditLog,
-        status: NodeStatus,
-        progress: ProgressCallback,
-    ) -> None:
-        self.pictures = pictures
-        self._limits, self._status, self._progress = limits, status, progress
+    def __init__(self, config: NodeConfig, audit: AuditLog, status: NodeStatus, progress: ProgressCallback) -> None:
+        self.status = status
+        self._limits, self._progress = config.limits, progress
         self._traffic = Traffic(config.folder, audit)
-        self._site = Site(
+        settings = SiteSettings(
             config.node_id,
-            self.pictures.data,
+            config.data_path,
+            config.annotates,
+            config.model_path,
             config.folder / "training",
-            limits=limits,
-            traffic=self._traffic,
-            progress=self._watch,
-            refresh=self._current,
+            config.limits,
         )
+        self._trainer = Trainer(settings, progress=self._watch, pictures=self._count)
         self._said: str | None = None
         status.today = lambda: (self._traffic.down, self._traffic.up)
-        status.pictures = len(self.pictures.data.split("train"))
+
+    def start(self) -> None:
+        """Raises what is wrong with the pictures or the weights."""
+        self.status.pictures = self._trainer.start()
+
+    def close(self) -> None:
+        self._trainer.close()
 
     def warn_of_limits(self) -> None:
         """Say at the start what will make this node refuse whatever it is asked for."""
         try:
-            self._limits.check_pictures(len(self.pictures.data.split("train")))
+            self._limits.check_pictures(self.status.pictures)
         except LimitError as error:
             _log.warning("min_pictures: %s: every request will be refused", error.reason)
 
@@ -291,7 +284,7 @@ class _Node:
         return Watcher(self._waits, self._away, self._received, self._refused)
 
     def _waits(self, reason: str | None) -> None:
-        self._status.not_ready, self._said = reason, None
+        self.status.not_ready, self._said = reason, None
 
     def _away(self) -> str | None:
         """Until midnight, so that no further request comes in: it would go beyond the bytes of the day."""
@@ -303,7 +296,7 @@ class _Node:
             f"bytes_per_day: {used / 1e6:.1f} of {(limit or 0) / 1e6:.1f} MB are used, and a request like the last"
             f" takes {self._traffic.last_request / 1e6:.1f} MB. Away until midnight."
         )
-        self._status.not_ready = text
+        self.status.not_ready = text
         if text != self._said:
             _log.warning("%s", text)
         self._said = text
@@ -312,56 +305,32 @@ class _Node:
     # -- what happens to a request ------------------------------------------------------------------------------
 
     def _received(self, num_bytes: int) -> None:
-        self._status.heard()
+        self.status.heard()
         self._traffic.received(num_bytes)
 
     def answer(self, request: Request, form: ModelForm) -> Record:
         began = time.monotonic()
-        self._status.training = request.kind == FIT
+        self.status.training = request.kind == FIT
         try:
-            record = self._site(request, form)
+            record = self._trainer(request, form, self._traffic.counted)
         finally:
-            if self._status.training:
-                self._status.training_seconds += time.monotonic() - began
-            self._status.training = False
-        self._status.answered[request.kind] += 1
+            if self.status.training:
+                self.status.training_seconds += time.monotonic() - began
+            self.status.training = False
+        self.status.answered[request.kind] += 1
         return record
 
     def _refused(self, error: Exception) -> None:
-        self._status.refused[_kind_of(error)] += 1
+        self.status.refused[_kind_of(error)] += 1
 
-    def _current(self) -> Dataset:
-        try:
-            data = self.pictures.current()
-        except DataError as error:
-            self._status.not_ready = error.reason
-            raise
-        self._status.not_ready = None
-        self._status.pictures = len(data.split("train"))
-        return data
+    def _count(self, pictures: int | None, reason: str | None) -> None:
+        self.status.not_ready = reason
+        if pictures is not None:
+            self.status.pictures = pictures
 
     def _watch(self, at: Progress) -> None:
-        self._status.round = at.round + 1
+        self.status.round = at.round + 1
         self._progress(at)
-
-
-def _agreed(path: Path | None) -> str | None:
-    """The architecture of the weights a site has agreed to train; nothing in them is executed.
-
-    Raises:
-        ConfigError: there is no such file.
-        WeightsError: it holds no YOLOv8 detector.
-    """
-    if path is None:
-        return None
-    if not path.is_file():
-        raise ConfigError(
-            "there is no such file",
-            file=path,
-            key="model_path",
-            cure="Put the weights there that were agreed on, or leave model_path out to train any kind of model.",
-        )
-    return open_template(path).architecture
 
 
 def _kind_of(error: Exception) -> str:

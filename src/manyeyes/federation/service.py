@@ -142,5 +142,5 @@ def serve_node(config: NodeConfig, *, status: NodeStatus | None = None, console:
         def ready(pictures: int) -> None:
             tell(f"[Node {config.node_id}] {pictures} pictures to train on; joining {config.coordinator_url}")
 
-        run_node(config, stop, status=status, ready=lambda data: ready(len(data.split("train"))), progress=progress)
+        run_node(config, stop, status=status, ready=ready, progress=progress)
     tell(f"[Node {config.node_id}] stopped")

@@ -17,7 +17,7 @@ from manyeyes.federation.client import Client, expand_personal
 from manyeyes.federation.form import ModelForm
 from manyeyes.federation.limits import Limits, epochs_of
 from manyeyes.federation.messages import FIT
-from manyeyes.federation.traffic import Traffic
+from manyeyes.federation.traffic import Counted
 from manyeyes.federation.transport import Record, Request
 from manyeyes.learners.detector import DetectorLearner
 from manyeyes.learners.learner import FitPlan, Progress, ProgressCallback, Template, silent
@@ -42,7 +42,6 @@ class Site:
         data: its pictures, with its own class names.
         state: where personal tensors and whatever else outlives a round is kept, in a folder for each run.
         limits: what it allows, and where it computes.
-        traffic: how many bytes came in and were sent today; needed for a limit on them.
         progress: told how far each fit is.
         refresh: asked before each request for the pictures as they are then; may refuse.
         now: the local time; for tests.
@@ -55,7 +54,6 @@ class Site:
         state: Path,
         *,
         limits: Limits | None = None,
-        traffic: Traffic | None = None,
         progress: ProgressCallback = silent,
         refresh: Callable[[], Dataset] | None = None,
         now: Callable[[], datetime] = datetime.now,
@@ -63,7 +61,7 @@ class Site:
         self.node_id = node_id
         self._state = state
         self._limits, self._progress = limits or Limits(), progress
-        self._traffic, self._now = traffic, now
+        self._counted, self._now = Counted(), now
         self._refresh = refresh or (lambda: data)
         self._built: tuple[ModelForm, Dataset, Client] | None = None
         # Before it has a model: what training adds is estimated on top of it.
@@ -71,10 +69,15 @@ class Site:
         self._seconds_per_work: float | None = None
         self._work = 0.0
 
-    def __call__(self, request: Request, form: ModelForm) -> Record:
+    def __call__(self, request: Request, form: ModelForm, counted: Counted | None = None) -> Record:
         """Train or test, as the request asks.
 
         Outside its hours a site does not train, but tests: that is short, and rounds cannot be compared without it.
+
+        Args:
+            request: what is asked.
+            form: of the model.
+            counted: today's messages, this request included; needed for a limit on their bytes.
 
         Raises:
             ProtocolError: the request is for another node, model or version, or names a model that cannot be built.
@@ -83,6 +86,7 @@ class Site:
             ManyeyesError: whatever the learner or the disk refuses.
         """
         limits, data = self._limits, self._refresh()
+        self._counted = counted or Counted()
         limits.check_architecture(form.architecture)
         limits.check_pictures(len(data.split("train")))
         if request.kind == FIT:
@@ -127,18 +131,16 @@ class Site:
         self._work = _work(plan.train, pictures)
         known = self._seconds_per_work
         limits.check_hours(self._now(), None if known is None else known * self._work)
-        if self._traffic is not None:
-            # What a request holds beside the weights is SCAFFOLD's control variate, and the answer holds as much.
-            control = max(0, self._traffic.last_request - learner.template.weights.num_bytes)
-            self._check_traffic(control + _update_bytes(learner, plan))
+        # What a request holds beside the weights is SCAFFOLD's control variate, and the answer holds as much.
+        control = max(0, self._counted.last_request - learner.template.weights.num_bytes)
+        self._check_traffic(control + _update_bytes(learner, plan))
         # On a GPU the activations do not lie in main memory; what is taken there is still watched.
         if limits.memory is not None and pick_device(limits.device).type == "cpu":
             limits.check_memory(self._memory_at_rest + learner.training_bytes(data, plan.train), plan.train)
         return plan
 
     def _check_traffic(self, answer: int) -> None:
-        if self._traffic is not None:
-            self._limits.check_traffic(self._traffic.down + self._traffic.up, answer)
+        self._limits.check_traffic(self._counted.down + self._counted.up, answer)
 
     def _guard(self, at: Progress) -> None:
         """Called while it trains: ends the session when the hours are over or the memory is used up."""

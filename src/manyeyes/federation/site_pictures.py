@@ -9,7 +9,7 @@ from pathlib import Path
 from manyeyes.datasets import Dataset, check_decodable, load_dataset, raise_problem
 from manyeyes.errors import DataError
 
-__all__ = ["SitePictures"]
+__all__ = ["SitePictures", "out_of_reach"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,12 +45,7 @@ class SitePictures:
         try:
             self.data = self._read()
         except (DataError, OSError) as error:
-            _log.warning("the pictures are not there: %s", error)
-            raise DataError(
-                "this site's pictures cannot be read at the moment",
-                file=self._path,
-                cure="Is the disk there? The node goes on when they are back.",
-            ) from error
+            raise out_of_reach(self._path, error) from error
         _log.warning("some pictures had gone; %d are left to train on", len(self.data.split("train")))
         return self.data
 
@@ -61,3 +56,13 @@ class SitePictures:
         if not data.split("train"):
             raise DataError("has no pictures to train on", file=self._path, cure="Give it a `train` split.")
         return data
+
+
+def out_of_reach(path: Path, why: Exception) -> DataError:
+    """What is said of pictures that were there before; the reason is told to the coordinator and names no file."""
+    _log.warning("the pictures are not there: %s", why)
+    return DataError(
+        "this site's pictures cannot be read at the moment",
+        file=path,
+        cure="Is the disk there? The node goes on when they are back.",
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 
@@ -16,9 +17,23 @@ from manyeyes.errors import RunError
 from manyeyes.federation.audit import AuditLog
 from manyeyes.weights import write_atomically
 
-__all__ = ["TRAFFIC", "Traffic"]
+__all__ = ["TRAFFIC", "Counted", "Traffic"]
 
 TRAFFIC = "traffic.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A day's account as it stands.
+
+    Attributes:
+        down, up: bytes of today's requests, and of its answers and refusals.
+        last_request: bytes of the last request.
+    """
+
+    down: int = 0
+    up: int = 0
+    last_request: int = 0
 
 
 class Traffic:
@@ -59,6 +74,11 @@ class Traffic:
     def up(self) -> int:
         """Bytes of today's answers and refusals, as they stand in the audit log."""
         return self._audit.bytes_on(self._today())
+
+    @property
+    def counted(self) -> Counted:
+        """The account as it stands."""
+        return Counted(self.down, self.up, self.last_request)
 
     def holds_another(self, limit: int | None) -> bool:
         """Whether a request like today's last can still come in without going beyond `limit` bytes today."""
