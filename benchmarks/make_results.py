@@ -125,7 +125,7 @@ def of_overhead(cells: dict[str, Cell]) -> list[str]:
     lines = of_claims("A round across processes", "python benchmarks/round_overhead.py", cells)
     for cell in cells.values():
         parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in cell["parts"].items())
-        lines += [f"Median seconds of a round: {parts}. Imports, once a node: {cell['imports']:.1f} s.", ""]
+        lines += [f"Median seconds of a round: {parts}. A trainer is ready after {cell['ready']:.1f} s.", ""]
     return lines
 
 
