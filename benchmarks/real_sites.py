@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from cells import Claim, arguments, claim, seeds_of, show
+from cells import RESULTS, Claim, arguments, claim, seeds_of, show
 from rich.console import Console
 
 from manyeyes.config import load_config
@@ -28,11 +28,17 @@ from manyeyes.federation.launch import launch
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNS = {
     "streets": ("streets.yaml", []),
+    "streets_own": (
+        "streets.yaml",
+        ["federation.finetune_after=10", "federation.finetune_mix=0.5", "compare=[untrained, together]"],
+    ),
     "streets_416": ("streets.yaml", ["train.imgsz=416", "evaluate.imgsz=416"]),
     "streets_head": ("streets.yaml", ["train.freeze=22"]),
     "streets_thermal": ("streets_thermal.yaml", []),
     "bccd": ("bccd.yaml", []),
 }
+# Rows that a run needs not train again: they are those of another with the same seed.
+ROWS_OF = {"streets_own": "streets"}
 # Means over the test pictures of its three clients, from UltraFlwr's published table: FedAvg, YOLO11n, GPUs.
 ULTRAFLWR = {"map50": 0.900, "map50_95": 0.627}
 
@@ -58,6 +64,8 @@ def claims_of(name: str, cells: list[dict[str, Any]]) -> list[Claim]:
     def map50(cell: dict[str, Any], model: str) -> float:
         return float(next(r["map50"] for r in cell["samples"]["rows"] if r["model"] == model))
 
+    if name in ROWS_OF:
+        return [own_claim(name, cells, number) for number in range(len(cells[0]["samples"]["sites"]))]
     together = [map50(cell, "together") for cell in cells]
     claims = [
         claim(
@@ -83,6 +91,15 @@ def claims_of(name: str, cells: list[dict[str, Any]]) -> list[Claim]:
                 claim(f"{name}: {key} together, mean over sites / UltraFlwr", ours, [theirs], 1.0, "higher", mean)
             )
     return claims
+
+
+def own_claim(name: str, cells: list[dict[str, Any]], number: int) -> Claim:
+    """What a site's own model, made from the common one, is to what it trains alone from the same start and seed."""
+    found = [cell["samples"]["sites"][number] for cell in cells]
+    kept = [json.loads((RESULTS / ROWS_OF[name] / f"seed-{cell['seed']}.json").read_text()) for cell in cells]
+    alone = [cell["samples"]["sites"][number]["alone"] for cell in kept]
+    text = f"{name}: mAP50 on the test pictures of {found[0]['site']}, its own model from the common one / alone"
+    return claim(text, [site["finetuned"] for site in found], alone, 1.0, "higher", mean)
 
 
 def main() -> None:

@@ -106,6 +106,12 @@ def test_scaffold_is_refused_where_its_mean_gradient_cannot_be_told(tmp_path: Pa
         assert load(tmp_path, federation={"strategy": "fedavg"}, train=train)
 
 
+def test_models_are_mixed_only_where_their_statistics_may_be(tmp_path: Path) -> None:
+    mixed = {"finetune_after": 2, "finetune_mix": 0.5}
+    assert "needs train.batchnorm frozen" in str(refusal(tmp_path, federation=mixed))
+    assert load(tmp_path, federation=mixed, train={"batchnorm": "frozen"}).federation.finetune_mix == 0.5
+
+
 def test_a_strategy_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Path) -> None:
     error = refusal(tmp_path, federation={"strategy": "fedsgd"})
     assert error.key == "federation.strategy"

@@ -44,6 +44,7 @@ __all__ = [
     "SiteSection",
     "StrategySection",
     "TrainSection",
+    "check_training_fits_rounds",
     "dump_config",
     "fill_in",
     "load_config",
@@ -240,6 +241,12 @@ class FederationSection(Section):
         " then stays there, as its own model",
     )
     finetune_lr: float = Field(1.0, gt=0, le=1, description="share of train.lr that it begins with")
+    finetune_mix: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of what it has learned in its own model, the rest is the common one; below 1 it forgets less",
+    )
     deadline: float | None = Field(None, gt=0, description="seconds a round waits for updates")
     late: Literal["drop", "next_round"] = Field(
         "drop", description="what becomes of an update that comes after the deadline; next_round: merged when it comes"
@@ -293,6 +300,36 @@ class EvaluateSection(Section):
     examples: int = Field(6, ge=0, le=50, description="test pictures shown in the report")
 
 
+def check_training_fits_rounds(train: TrainSection, federation: FederationSection) -> None:
+    """Refuse what cannot hold between the two sections.
+
+    Raises:
+        ValueError: says which and why.
+    """
+    if federation.finetune_mix < 1 and train.batchnorm != "frozen":
+        raise ValueError(
+            "federation.finetune_mix below 1 needs train.batchnorm frozen: the mean of two models' statistics is not"
+            " what the mean of the models would see"
+        )
+    if not isinstance(federation.strategy, ScaffoldSection):
+        return
+    if train.optimizer != "sgd":
+        raise ValueError(
+            "federation.strategy scaffold needs train.optimizer sgd: it reads the mean gradient off how far the"
+            f" weights moved, which the scaled steps of {train.optimizer} do not tell"
+        )
+    if train.keeps_optimizer_state:
+        raise ValueError(
+            "federation.strategy scaffold needs train.optimizer_state fresh: it reads the mean gradient off how far"
+            " the weights moved, part of which would come from earlier rounds"
+        )
+    if train.ema is not None:
+        raise ValueError(
+            "federation.strategy scaffold needs train.ema null: it reads the mean gradient off how far the weights"
+            " moved, which their average does not tell"
+        )
+
+
 class RunConfig(Section):
     """A whole run: the rows of its table are trained from the same weights."""
 
@@ -323,24 +360,8 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _mean_gradients_can_be_told(self) -> RunConfig:
-        if not isinstance(self.federation.strategy, ScaffoldSection):
-            return self
-        if self.train.optimizer != "sgd":
-            raise ValueError(
-                "federation.strategy scaffold needs train.optimizer sgd: it reads the mean gradient off how far the"
-                f" weights moved, which the scaled steps of {self.train.optimizer} do not tell"
-            )
-        if self.train.keeps_optimizer_state:
-            raise ValueError(
-                "federation.strategy scaffold needs train.optimizer_state fresh: it reads the mean gradient off how far"
-                " the weights moved, part of which would come from earlier rounds"
-            )
-        if self.train.ema is not None:
-            raise ValueError(
-                "federation.strategy scaffold needs train.ema null: it reads the mean gradient off how far the weights"
-                " moved, which their average does not tell"
-            )
+    def _training_fits_the_rounds(self) -> RunConfig:
+        check_training_fits_rounds(self.train, self.federation)
         return self
 
     @property

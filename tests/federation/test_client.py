@@ -106,9 +106,10 @@ def test_requests_that_are_refused(client: Client) -> None:
         client.handle(Request("1", "A", "fit", fit_request(WEIGHTS, plan(), "0" * 64)))
 
 
-def test_what_a_node_learns_for_itself_stays_there(client: Client) -> None:
+@pytest.mark.parametrize("mix", [1.0, 0.25])
+def test_what_a_node_learns_for_itself_stays_there(client: Client, mix: float) -> None:
     ask(client, plan(0))
-    asked = plan(3).model_copy(update={"finetune": True, "kept": 1})
+    asked = plan(3).model_copy(update={"finetune": True, "kept": 1, "mix": mix})
     sent = read_update(ask(client, asked), WEIGHTS, (), ())
     assert not sent.delta
     assert not sent.buffers
@@ -116,7 +117,7 @@ def test_what_a_node_learns_for_itself_stays_there(client: Client) -> None:
 
     start = client.own_weights(WEIGHTS, ("bn",), 1)
     update = LinearLearner().fit(start, site(0), asked)
-    own = add(start, update.delta).replace(update.buffers)
+    own = add(start, {name: mix * delta for name, delta in update.delta.items()}).replace(update.buffers)
     assert client.finetuned().value_hash == own.value_hash
     assert client.own_weights(WEIGHTS, ("bn",), 3).value_hash == start.value_hash
 

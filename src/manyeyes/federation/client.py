@@ -141,7 +141,8 @@ class Client:
         update = self.learner.fit(before, self.data, plan, progress, folder, control)
         seconds = round(time.monotonic() - started, 3)
         if plan.finetune:
-            own = add(before, update.delta).replace(update.buffers)
+            learned = {name: plan.mix * delta for name, delta in update.delta.items()}
+            own = add(before, learned).replace(update.buffers)
             save_weights(self.own_model, own, self.learner.template.metadata)
         personal = frozenset(weights) if plan.finetune else expand_personal(plan.personal, weights)
         shared = Update(

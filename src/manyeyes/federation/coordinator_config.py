@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from manyeyes.config import (
     NODE_ID_PATTERN,
@@ -15,6 +15,7 @@ from manyeyes.config import (
     ModelSection,
     Section,
     TrainSection,
+    check_training_fits_rounds,
     read_values,
     validate,
 )
@@ -45,6 +46,11 @@ class CoordinatorConfig(Section):
     metrics_port: int | None = Field(
         None, ge=1, le=65535, description="port for Prometheus, on loopback alone; default: none"
     )
+
+    @model_validator(mode="after")
+    def _training_fits_the_rounds(self) -> CoordinatorConfig:
+        check_training_fits_rounds(self.train, self.federation)
+        return self
 
     @property
     def run_folder(self) -> Path:

@@ -44,7 +44,7 @@ __all__ = [
     "update_reply",
 ]
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 FIT = "fit"
 EVALUATE = "evaluate"
 

@@ -292,7 +292,8 @@ class _Rounds:
         watch, number = _Stopwatch(), self.federation.rounds + 1
         nodes = sorted(set(self._nodes(state.round)) - self.ledger.busy())
         plan = self.plan.model_copy(update={"train": self._own_training(), "round": state.round, "rounds": number})
-        plan = plan.model_copy(update={"finetune": True, "kept": kept, "proximal_mu": 0.0})
+        own = {"finetune": True, "mix": self.federation.finetune_mix, "kept": kept, "proximal_mu": 0.0}
+        plan = plan.model_copy(update=own)
         requests = {
             node: fit_request(weights, plan.model_copy(update={"node_id": node}), self.form_hash) for node in nodes
         }
@@ -618,7 +619,7 @@ def settings_of(
         mode="json", include={"rounds", "fraction", "min_nodes", "strategy", "weighting", "personal", "keep"}
     )
     if federation.finetune_after:
-        rounds |= federation.model_dump(mode="json", include={"finetune_after", "finetune_lr"})
+        rounds |= federation.model_dump(mode="json", include={"finetune_after", "finetune_lr", "finetune_mix"})
     model = {
         "architecture": template.architecture,
         "names": list(template.names),

@@ -157,6 +157,8 @@ def _work(train: TrainSection, pictures: int) -> float:
 
 def _update_bytes(learner: DetectorLearner, plan: FitPlan) -> int:
     """Most bytes that the answer to a plan can have, without a control variate."""
+    if plan.finetune:  # all that it learns then stays at the site
+        return _ANSWER_BYTES
     template = learner.template.weights
     deltas, buffers = learner.expected_tensors(plan)
     sent = template.select(((deltas | buffers) - expand_personal(plan.personal, template)).__contains__)

@@ -30,6 +30,8 @@ class FitPlan(BaseModel):
         personal: patterns of tensor names that are trained but stay at the node.
         finetune: the node goes on for itself: all that it learns stays there, as its own model. Then learning rate and
             augmentation follow the share of this session that is done.
+        mix: with `finetune`: share of what was learned in the node's own model; the rest is the model it began with
+            (Wortsman et al. 2022, arXiv:2109.01903).
         kept: rounds finished when the weights were made that are the best so far; None where the last are kept. With
             `finetune`: when the weights were made that it begins with.
         last_merged: index of the last round in which the server merged an update of this node; -1 for none.
@@ -45,6 +47,7 @@ class FitPlan(BaseModel):
     proximal_mu: float = Field(0.0, ge=0)
     personal: tuple[str, ...] = ()
     finetune: bool = False
+    mix: float = Field(1.0, gt=0, le=1)
     kept: int | None = Field(None, ge=0)
     last_merged: int = Field(-1, ge=-1)
 
