@@ -245,7 +245,7 @@ class FederationSection(Section):
         1.0,
         gt=0,
         le=1,
-        description="share of what it has learned in its own model, the rest is the common one; below 1 it forgets less",
+        description="share of what it learned in its own model; the rest is the common one, so that it forgets less",
     )
     deadline: float | None = Field(None, gt=0, description="seconds a round waits for updates")
     late: Literal["drop", "next_round"] = Field(
