@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pooled_peer
+import real_sites
 import training_accuracy
 import views_accuracy
 from cells import RESULTS, Claim, commit
@@ -166,6 +167,7 @@ def main() -> None:
         for name, cells in (("demo", "three_sites"), ("streets", "streets"), ("bccd", "bccd")):
             fill(RESULTS.parents[1] / readme, name, read(cells))
     compared, views, peer = read("training_accuracy"), read("views_accuracy"), read("pooled_peer")
+    own = read("streets_own")
     lines = [
         "# Results",
         "",
@@ -173,6 +175,12 @@ def main() -> None:
         "",
         *accuracy("Three synthetic sites", "python benchmarks/three_sites.py", read("three_sites")),
         *accuracy("Streets", "python benchmarks/real_sites.py --only streets", read("streets")),
+        *of_claims(
+            "Streets, each site's own model made from the common one",
+            "python benchmarks/real_sites.py --only streets_own",
+            own,
+            real_sites.claims_of("streets_own", list(own.values())) if own else None,
+        ),
         *accuracy("Streets at 416 px", "python benchmarks/real_sites.py --only streets_416", read("streets_416")),
         *accuracy("Streets, head only", "python benchmarks/real_sites.py --only streets_head", read("streets_head")),
         *accuracy(
