@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from manyeyes.datasets.scenes import write_scenes
 
@@ -17,6 +18,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared pictures are not beside this checkout (../shared/data)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _pillow_stays_as_it_is() -> Iterator[None]:
+    """A test that imports all of Ultralytics gets an `Image.open` that asks for another package at a broken picture."""
+    before = Image.open
+    yield
+    Image.open = before
 
 
 @pytest.fixture(scope="session")

@@ -130,6 +130,41 @@ def test_predict_draws_boxes_and_prints_json_lines(
     assert np.abs(before.astype(int) - after.astype(int)).max() > 60
 
 
+def test_an_exported_model_finds_what_the_trained_one_finds(
+    demo: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, _ = demo
+    trained, exported = folder / "rows" / "pooled" / "final.safetensors", tmp_path / "final.onnx"
+    pictures = folder / "sites" / "b_crossroads" / "images" / "test"
+    assert call(monkeypatch, "export", trained, "--out", exported, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["path"], told["precision"], told["parity"]["missing"]) == (str(exported), "fp32", 0)
+
+    def found(model: Path, *options: object) -> list[dict[str, Any]]:
+        assert call(monkeypatch, "predict", model, pictures, "--conf", 0.2, "--json", *options) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    theirs, ours = found(trained), found(exported, "--precision", "fp32", "--threads", 1)
+    assert [line["image"] for line in theirs] == [line["image"] for line in ours]
+    pairs = [
+        pair for a, b in zip(theirs, ours, strict=True) for pair in zip(a["detections"], b["detections"], strict=True)
+    ]
+    assert pairs
+    for one, other in pairs:
+        assert one["class"] == other["class"]
+        assert one["score"] == pytest.approx(other["score"], abs=0.01)
+
+    assert call(monkeypatch, "bench", exported, "--pictures", pictures, "--seconds", 0.1, "--json") == 0
+    speeds = json.loads(capsys.readouterr().out)
+    assert {"onnxruntime", "openvino"} == {speed["backend"] for speed in speeds}
+    assert all(0 < speed["network_ms"] < speed["p95_ms"] for speed in speeds)
+    assert call(monkeypatch, "predict", trained, pictures, "--precision", "bf16") == 2
+    assert "are for exported models" in capsys.readouterr().err
+
+
 def test_report_writes_the_page_again(
     demo: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -403,6 +438,8 @@ def test_a_site_whose_ids_are_swapped_is_refused(
         ["run"],
         ["val"],
         ["predict"],
+        ["export"],
+        ["bench"],
         ["report"],
         ["status"],
         ["coordinator"],

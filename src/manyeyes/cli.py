@@ -65,7 +65,37 @@ class How(StrEnum):
     by_class = "class"
 
 
+class ExportFormat(StrEnum):
+    """Formats that a model can be exported to."""
+
+    onnx = "onnx"
+    openvino = "openvino"
+    torchscript = "torchscript"
+    tensorrt = "tensorrt"
+    litert = "litert"
+
+
+class Backend(StrEnum):
+    """What runs an exported model."""
+
+    auto = "auto"
+    openvino = "openvino"
+    onnxruntime = "onnxruntime"
+
+
+class Precision(StrEnum):
+    """In what an exported model computes."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    int8 = "int8"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+BackendOption = Annotated[Backend, typer.Option(help="What runs an exported model; auto: the fastest here.")]
+PrecisionOption = Annotated[Precision, typer.Option(help="In what it computes; auto: the fastest, or fp32 to export.")]
+ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; default: all this process may use.", min=1)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key: section.key=value. Repeatable.")
@@ -263,28 +293,129 @@ def val(
         Console().print(metrics_table(metrics))
 
 
-@app.command(epilog="Example: `manyeyes predict runs/demo/rows/together/final.pt pictures/ --out found --conf 0.4`")
+@app.command(
+    epilog="Examples: `manyeyes predict runs/demo/rows/together/final.pt pictures/ --out found --conf 0.4`  ·  "
+    "`manyeyes predict model.onnx clip.mp4 a.zip --json`  ·  `manyeyes predict model.onnx rtsp://CAMERA/live`"
+)
 def predict(
-    model: Annotated[Path, typer.Argument(help="A .pt or .safetensors model.", show_default=False)],
-    sources: Annotated[list[Path], typer.Argument(help="Pictures and folders of pictures.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="Folder for pictures with boxes drawn in.")] = None,
+    model: Annotated[
+        Path, typer.Argument(help="A .pt or .safetensors model, or one that was exported.", show_default=False)
+    ],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Pictures, folders, ZIP archives, videos, the number of a camera, rtsp:// addresses.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for pictures and videos with boxes drawn in.")] = None,
     conf: Annotated[float, typer.Option(help="Lowest score shown.", min=0.01, max=1.0)] = 0.25,
-    imgsz: Annotated[
-        int | None, typer.Option(help="Long side in pixels; default: as trained.", min=32, max=2048)
-    ] = None,
+    imgsz: Size = None,
+    every: Annotated[int, typer.Option(help="Of videos and cameras only every so many frames.", min=1)] = 1,
+    backend: BackendOption = Backend.auto,
+    precision: PrecisionOption = Precision.auto,
+    threads: ThreadsOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a picture and line.")] = False,
 ) -> None:
-    """Find objects in pictures."""
-    from manyeyes.learners.detector import DetectorLearner
-    from manyeyes.learners.models import open_template
-    from manyeyes.learners.predict import find_images, predict
+    """Find objects in pictures, videos and what cameras see. A camera is watched until Ctrl-C."""
     from manyeyes.report.predictions import show_predictions
+    from manyeyes.runtime.predict import predict
+    from manyeyes.runtime.sources import is_live, read_sources
 
-    learner = DetectorLearner(open_template(model))
-    predictions = predict(learner, find_images(sources), imgsz=imgsz or learner.template.imgsz, min_score=conf)
-    unreadable = show_predictions(predictions, learner.template.names, out=out, as_json=as_json)
-    if unreadable:
+    engine = _open_any(model, backend, precision, threads, imgsz)
+    ahead = 0 if any(is_live(source) for source in sources) else 2
+    predictions = predict(engine, read_sources(sources, every=every), min_score=conf, ahead=ahead)
+    if show_predictions(predictions, engine.names, out=out, as_json=as_json):
         raise typer.Exit(2)
+
+
+def _open_any(model: Path, backend: Backend, precision: Precision, threads: int | None, imgsz: int | None) -> Any:
+    """An engine for any model: PyTorch for what comes out of training, the fastest here for what was exported.
+
+    Raises:
+        ConfigError: PyTorch is to run in a backend or precision of exported models.
+    """
+    from manyeyes.runtime.engine import open_engine
+    from manyeyes.runtime.model_file import is_exported
+
+    if is_exported(model):
+        measured = model.with_name(f".{model.name}.measured.json")
+        return open_engine(
+            model, backend=backend.value, precision=precision.value, threads=threads, imgsz=imgsz, measured=measured
+        )
+    if backend is not Backend.auto or precision is not Precision.auto:
+        raise ConfigError(
+            "is run by PyTorch in fp32; --backend and --precision are for exported models",
+            file=model,
+            cure="manyeyes export MODEL writes one.",
+        )
+    from manyeyes.learners.predict import open_trained
+
+    return open_trained(model, imgsz=imgsz, threads=threads)
+
+
+@app.command(
+    epilog="Examples: `manyeyes export runs/demo/rows/together/final.pt`  ·  "
+    "`manyeyes export final.pt --format openvino --precision int8 --data my_site --max-drop 1`"
+)
+def export(
+    model: Annotated[Path, typer.Argument(help="A .pt or .safetensors model.", show_default=False)],
+    form: Annotated[ExportFormat, typer.Option("--format", help="What to write.")] = ExportFormat.onnx,
+    precision: PrecisionOption = Precision.auto,
+    out: Annotated[Path | None, typer.Option(help="File to write, or folder for OpenVINO; default: beside it.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The site's own pictures, to compare and to calibrate int8 on.")
+    ] = None,
+    max_drop: Annotated[float, typer.Option(help="Most points of mAP50-95 that int8 may lose.", min=0)] = 1.0,
+    imgsz: Size = None,
+    as_json: Json = False,
+) -> None:
+    """Write a model for fast use without PyTorch, and keep it only if it finds what PyTorch finds."""
+    from manyeyes.datasets import load_dataset
+    from manyeyes.learners.export import default_path, export_model
+    from manyeyes.learners.models import open_template
+    from manyeyes.report.exported import show_exported
+
+    console = Console(stderr=True)
+    exported = export_model(
+        open_template(model),
+        out or default_path(model, form.value, precision.value),
+        format=form.value,
+        precision=precision.value,
+        imgsz=imgsz,
+        data=None if data is None else load_dataset(data),
+        max_drop=max_drop,
+        tell=lambda text: console.print(text, style="dim", highlight=False),
+    )
+    if as_json:
+        _print_json(exported.to_dict())
+    else:
+        show_exported(exported, Console())
+
+
+@app.command(
+    epilog="Examples: `manyeyes bench model.onnx`  ·  "
+    "`manyeyes bench model.onnx --pictures my_site/images --threads 2 --json`"
+)
+def bench(
+    model: Annotated[Path, typer.Argument(help="An exported model.", show_default=False)],
+    pictures: Annotated[
+        Path | None, typer.Option(help="Picture or folder to measure on; default: a made-up one, 1280 × 720.")
+    ] = None,
+    imgsz: Size = None,
+    threads: ThreadsOption = None,
+    seconds: Annotated[float, typer.Option(help="To measure each possibility.", min=0.1)] = 3.0,
+    as_json: Json = False,
+) -> None:
+    """Measure how fast a model runs on this machine, in every backend and precision that can run it."""
+    from manyeyes.report.exported import show_speeds
+    from manyeyes.runtime.bench import measure_speeds
+
+    speeds = measure_speeds(model, pictures, imgsz=imgsz, threads=threads, seconds=seconds)
+    if as_json:
+        _print_json([speed.to_dict() for speed in speeds])
+    else:
+        show_speeds(speeds, Console())
 
 
 @app.command(

@@ -10,7 +10,7 @@ import numpy as np
 from manyeyes.datasets.sample import SPLITS, Dataset, Sample
 from manyeyes.errors import DataError
 
-__all__ = ["pool", "relabel", "shared_names", "union_names"]
+__all__ = ["known_part", "pool", "relabel", "shared_names", "union_names"]
 
 
 def union_names(datasets: Mapping[str, Dataset]) -> tuple[str, ...]:
@@ -46,6 +46,22 @@ def shared_names(datasets: Mapping[str, Dataset]) -> tuple[str, ...]:
     """Names of the classes that every site annotates, in the order of the first site."""
     first, *others = datasets.values()
     return tuple(n for n in first.names if n in first.annotates and all(n in other.annotates for other in others))
+
+
+def known_part(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """The same pictures with a model's class ids, for the classes that both know by name.
+
+    Raises:
+        DataError: there is no such class.
+    """
+    common = frozenset(dataset.annotates) & frozenset(names)
+    if not common:
+        raise DataError(
+            f"the model knows {', '.join(names[:8])}{' …' if len(names) > 8 else ''}; the dataset has "
+            f"{', '.join(sorted(dataset.annotates))}: no class in common",
+            file=dataset.root,
+        )
+    return relabel(replace(dataset, annotates=common), names)
 
 
 def relabel(dataset: Dataset, names: Sequence[str]) -> Dataset:

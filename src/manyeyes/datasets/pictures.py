@@ -9,7 +9,15 @@ from PIL import Image
 
 from manyeyes.datasets.sample import Reporter
 
-__all__ = ["PICTURE_ERRORS", "PICTURE_SUFFIXES", "find_pictures", "is_picture", "picture_size", "readable_size"]
+__all__ = [
+    "PICTURE_ERRORS",
+    "PICTURE_SUFFIXES",
+    "find_pictures",
+    "is_picture",
+    "picture_size",
+    "readable_size",
+    "shown_size",
+]
 
 PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 PICTURE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
@@ -37,9 +45,18 @@ def picture_size(path: Path) -> tuple[int, int]:
         OSError and the others of `PICTURE_ERRORS`: the header cannot be read.
     """
     with Image.open(path) as image:
-        width, height = image.size
-        # Pillow has turned a TIFF already; of the others it reports the size as stored.
-        sideways = image.format != "TIFF" and _orientation(image) in _SIDEWAYS
+        return shown_size(image)
+
+
+def shown_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened picture, as `picture_size` says them.
+
+    Raises:
+        OSError and the others of `PICTURE_ERRORS`: the header is damaged.
+    """
+    width, height = image.size
+    # Pillow has turned a TIFF already; of the others it reports the size as stored.
+    sideways = image.format != "TIFF" and _orientation(image) in _SIDEWAYS
     return (height, width) if sideways else (width, height)
 
 

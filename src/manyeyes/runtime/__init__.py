@@ -1,0 +1,1 @@
+"""Run an exported detector on a plain CPU: no torch, no Ultralytics, nothing of the federation."""

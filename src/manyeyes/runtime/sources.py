@@ -1,0 +1,265 @@
+"""Where pictures come from: files, folders, ZIP archives, videos, cameras and network streams, all read alike."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit, urlunsplit
+
+import cv2
+import numpy as np
+
+from manyeyes.datasets.pictures import find_pictures, is_picture
+from manyeyes.errors import DataError
+from manyeyes.runtime.vision import Decoded, Picture
+
+__all__ = ["LIVE_SCHEMES", "VIDEO_SUFFIXES", "LiveStream", "Shown", "is_live", "read_sources", "redacted"]
+
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+LIVE_SCHEMES = ("rtsp", "rtsps", "http", "https")
+
+# One entry of an archive, whatever its header says of itself.
+_MOST_BYTES = 200_000_000
+_CAMERA = re.compile(r"\d{1,2}|/dev/video\d{1,2}")
+# How long a camera may stay silent before it is opened again, in seconds.
+_SILENCE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One picture of a source, or why it cannot be had.
+
+    Attributes:
+        name: of the file, or of the archive or video and the place in it.
+        picture: the bytes of its file, or the decoded frame of a video; None with an error.
+        frame: number in its video, from 0; None for a picture.
+        seconds: time in its video, or since a camera was opened.
+        video: of which video it is a frame.
+        rate: frames a second of that video.
+        error: why it cannot be had.
+    """
+
+    name: str
+    picture: bytes | Decoded | None = None
+    frame: int | None = None
+    seconds: float | None = None
+    video: str | None = None
+    rate: float | None = None
+    error: str | None = None
+
+
+def is_live(source: str) -> bool:
+    """Whether a source has no end: a camera of this machine, or a network stream."""
+    return bool(_CAMERA.fullmatch(source)) or urlsplit(source).scheme in LIVE_SCHEMES
+
+
+def redacted(source: str) -> str:
+    """An address without user name, password and query, which may hold a key.
+
+    >>> redacted("rtsp://admin:secret@10.0.0.7:554/live?token=1")
+    'rtsp://…@10.0.0.7:554/live?…'
+    """
+    parts = urlsplit(source)
+    if parts.scheme not in LIVE_SCHEMES:
+        return source
+    place = f"…@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
+    return urlunsplit((parts.scheme, place, parts.path, "…" if parts.query else "", ""))
+
+
+def read_sources(sources: Sequence[str], *, every: int = 1) -> Iterator[Shown]:
+    """The pictures of all sources, one source after the other.
+
+    All are looked at before the first picture is read, so that a wrong name is told at once.
+
+    Args:
+        sources: files, folders (searched to any depth), ZIP archives, videos; the number of a camera of this machine or
+            its /dev/videoN; an address such as rtsp://HOST/PATH.
+        every: of a video or camera only every so many frames.
+
+    Raises:
+        DataError: a source does not exist, holds no picture, or is of no known kind.
+    """
+    readers = [_reader_of(source, every) for source in sources]
+    return (shown for reader in readers for shown in reader)
+
+
+def _reader_of(source: str, every: int) -> Iterator[Shown]:
+    if is_live(source):
+        return _live(source, every)
+    path = Path(source)
+    if not path.exists():
+        raise DataError("does not exist", file=path, cure="Name pictures, folders, ZIP archives, videos or cameras.")
+    if path.is_dir():
+        pictures = find_pictures(path)
+        if not pictures:
+            raise DataError("holds no picture", file=path)
+        return (_read_file(picture) for picture in pictures)
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        return _video(path, every)
+    if path.suffix.lower() == ".zip":
+        return _archive(path)
+    if is_picture(path):
+        return (_read_file(each) for each in (path,))
+    raise DataError(
+        "is not a picture, video or archive of a known kind",
+        file=path,
+        cure="Pictures: JPEG, PNG, WebP, BMP, TIFF. Videos: MP4, AVI, MKV, MOV, WebM. Archives: ZIP.",
+    )
+
+
+def _read_file(path: Path) -> Shown:
+    try:
+        return Shown(str(path), path.read_bytes())
+    except OSError as error:
+        return Shown(str(path), error=f"cannot be read ({error.strerror})")
+
+
+def _archive(path: Path) -> Iterator[Shown]:
+    """Entries that are pictures by their names; their names are shown and never used as paths.
+
+    Raises:
+        DataError: it is no ZIP archive.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"cannot be opened as a ZIP archive ({error})", file=path) from error
+    with archive:
+        entries = [entry for entry in archive.infolist() if not entry.is_dir() and is_picture(_plain(entry.filename))]
+        if not entries:
+            raise DataError("holds no picture", file=path)
+        for entry in entries:
+            name = f"{path}/{entry.filename}"
+            try:
+                with archive.open(entry) as file:
+                    data = file.read(_MOST_BYTES + 1)
+            except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError, ValueError) as error:
+                yield Shown(name, error=f"cannot be unpacked ({error})")
+                continue
+            if len(data) > _MOST_BYTES:
+                yield Shown(name, error=f"is larger than {_MOST_BYTES / 1e6:g} MB when it is unpacked")
+                continue
+            yield Shown(name, data)
+
+
+def _plain(name: str) -> Path:
+    return Path(PurePosixPath(name.replace("\\", "/")).name)
+
+
+def _video(path: Path, every: int) -> Iterator[Shown]:
+    """Frames of a video file.
+
+    Raises:
+        DataError: it cannot be decoded.
+    """
+    capture = cv2.VideoCapture(str(path))
+    with closing(_Capture(capture)):
+        if not capture.isOpened():
+            raise DataError("cannot be decoded as a video", file=path)
+        rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
+        number = 0
+        while capture.grab():
+            if number % every == 0:
+                there, picture = capture.retrieve()
+                if there:
+                    decoded = Decoded(np.asarray(picture, dtype=np.uint8), (picture.shape[0], picture.shape[1]))
+                    name = f"{path}#{number}"
+                    yield Shown(name, decoded, number, number / rate, str(path), rate / every)
+            number += 1
+        if number == 0:
+            raise DataError("holds no frame that can be decoded", file=path)
+
+
+class _Capture:
+    def __init__(self, capture: cv2.VideoCapture) -> None:
+        self._capture = capture
+
+    def close(self) -> None:
+        self._capture.release()
+
+
+def _live(source: str, every: int) -> Iterator[Shown]:
+    with closing(LiveStream(source)) as stream:
+        began = time.monotonic()
+        for index, (number, picture) in enumerate(stream.frames()):
+            if index % every == 0:
+                name = f"{redacted(source)}#{number}"
+                decoded = Decoded(picture, (picture.shape[0], picture.shape[1]))
+                yield Shown(name, decoded, number, time.monotonic() - began, redacted(source))
+
+
+class LiveStream:
+    """A camera or network stream of which only the newest frame is kept; it is opened again when it falls silent.
+
+    A thread reads as fast as frames come, so that nobody ever waits for old ones and nothing grows.
+
+    Args:
+        source: see `read_sources`.
+
+    Attributes:
+        skipped: frames that a newer one took the place of.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._fresh = threading.Condition()
+        self._newest: tuple[int, Picture] | None = None
+        self._closed, self.skipped, self._count = False, 0, 0
+        self._capture = self._open()
+        if not self._capture.isOpened():
+            raise DataError(
+                "cannot be opened", file=redacted(source), cure="Is the camera there, and the address right?"
+            )
+        self._thread = threading.Thread(target=self._read, name="manyeyes-camera", daemon=True)
+        self._thread.start()
+
+    def frames(self) -> Iterator[tuple[int, Picture]]:
+        """Number and picture (h, w, 3) BGR of the newest frame, again and again; ends when the stream is closed.
+
+        Raises:
+            DataError: nothing has come for ten seconds, and opening it again did not help.
+        """
+        while not self._closed:
+            with self._fresh:
+                if not self._fresh.wait_for(lambda: self._newest or self._closed, timeout=3 * _SILENCE):
+                    raise DataError("sends nothing any more", file=redacted(self._source))
+                newest, self._newest = self._newest, None
+            if newest:
+                yield newest
+
+    def close(self) -> None:
+        """End the thread and let the camera go."""
+        with self._fresh:
+            self._closed = True
+            self._fresh.notify_all()
+        self._thread.join(timeout=5)
+
+    def _open(self) -> cv2.VideoCapture:
+        return cv2.VideoCapture(int(self._source) if self._source.isdigit() else self._source)
+
+    def _read(self) -> None:
+        heard = time.monotonic()
+        while not self._closed:
+            there, picture = self._capture.read()
+            if there:
+                heard = time.monotonic()
+                with self._fresh:
+                    self.skipped += self._newest is not None
+                    self._newest = self._count, np.asarray(picture, dtype=np.uint8)
+                    self._count += 1
+                    self._fresh.notify_all()
+            else:
+                time.sleep(0.1)
+                if time.monotonic() - heard > _SILENCE:
+                    self._capture.release()
+                    self._capture, heard = self._open(), time.monotonic()
+        self._capture.release()
