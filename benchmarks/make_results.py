@@ -121,6 +121,31 @@ def of_faults(cells: dict[str, Cell]) -> list[str]:
     return [*lines, ""]
 
 
+def of_inference(cells: dict[str, Cell]) -> list[str]:
+    """The section of how fast pictures are looked at: medians, and each claim's ratio."""
+    if not cells:
+        return []
+    lines = ["## Inference on a plain CPU", "", "`python benchmarks/inference.py`", "", origin(cells), ""]
+    for cell in cells.values():
+        scores = cell["map50_95"]
+        lines += [
+            f"YOLOv8n at 640 px, {cell['threads']} threads, medians in milliseconds; raw samples are in the cell.",
+            "",
+            "| | network alone, 640 × 640 | bytes of a 1280 × 720 JPEG to boxes | mAP50-95, street pictures |",
+            "| --- | --- | --- | --- |",
+        ]
+        for name, times in cell["network"].items():
+            whole = cell["end_to_end"].get(name)
+            late = f"{1000 * statistics.median(whole):.1f}" if whole else ""
+            score = f"{scores[name]:.4f}" if name in scores else ""
+            lines.append(f"| {name} | {1000 * statistics.median(times):.1f} | {late} | {score} |")
+        lines += ["", "| claim | ratio | target |", "| --- | --- | --- |"]
+        for row in cell["samples"]:
+            sign = "≥" if row["better"] == "higher" else "≤"
+            lines.append(f"| {row['claim']} | {row['ratio']:.3f} | {sign} {row['target']:.3g} |")
+    return [*lines, ""]
+
+
 def of_overhead(cells: dict[str, Cell]) -> list[str]:
     """The section of what a round costs across processes, with its parts."""
     lines = of_claims("A round across processes", "python benchmarks/round_overhead.py", cells)
@@ -220,6 +245,7 @@ def main() -> None:
             views,
             views_accuracy.claims_of(list(views.values())) if views else None,
         ),
+        *of_inference(read("inference")),
         "# Earlier recipes",
         "",
         "Kept for comparison; their commands stand at the commits that are named.",
