@@ -210,20 +210,11 @@ def claims_of(network: Times, whole: Times, scores: Mapping[str, float]) -> list
     peer = "YOLO.predict, PyTorch"
     best = min((name for name in whole if name.startswith("ours")), key=lambda name: statistics.median(whole[name]))
     claims = [
-        claim(
-            f"network alone, 640 × 640, pictures/s: {best} / {peer}",
-            rates(network[best]),
-            rates(network[peer]),
-            4.0,
-            "higher",
-        ),
-        claim(
-            f"bytes of a 1280 × 720 JPEG to boxes, pictures/s: {best} / {peer}",
-            rates(whole[best]),
-            rates(whole[peer]),
-            3.0,
-            "higher",
-        ),
+        claim(f"{what}, pictures/s: {best} / {peer}", rates(times[best]), rates(times[peer]), target, "higher")
+        for what, times, target in (
+            ("network alone, 640 × 640", network, 4.0),
+            ("bytes of a 1280 × 720 JPEG to boxes", whole, 3.0),
+        )
     ]
     for name in network:
         kind = name.removeprefix("ours ").removesuffix(", openvino")

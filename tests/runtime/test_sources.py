@@ -85,6 +85,23 @@ def test_an_entry_that_is_damaged_is_named_and_the_others_are_read(folder: Path)
     assert two.picture == jpeg(30)
 
 
+def test_damage_that_the_method_of_an_entry_finds_itself_is_named_too(folder: Path) -> None:
+    path = folder / "all.zip"
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(path, "w", method) as archive:
+            archive.writestr("one.jpg", bytes(range(256)) * 200)
+            archive.writestr("two.jpg", jpeg(30))
+        with zipfile.ZipFile(path) as archive:
+            size = archive.getinfo("one.jpg").compress_size
+        data = bytearray(path.read_bytes())
+        start = data.index(b"one.jpg") + len("one.jpg")
+        data[start + size // 3 : start + 2 * size // 3] = b"\xff" * (2 * size // 3 - size // 3)
+        path.write_bytes(bytes(data))
+        one, two = read_sources([str(path)])
+        assert "cannot be unpacked" in str(one.error), method
+        assert two.picture == jpeg(30)
+
+
 def test_a_video_is_read_frame_by_frame_with_times(video: Path) -> None:
     shown = list(read_sources([str(video)], every=4))
     assert [(each.frame, each.seconds, each.rate) for each in shown] == [(0, 0.0, 1.25), (4, 0.8, 1.25), (8, 1.6, 1.25)]

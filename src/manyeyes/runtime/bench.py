@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -90,11 +90,10 @@ def measure_speeds(
 
 def _times(files: Sequence[bytes], engine: Engine, seconds: float) -> list[float]:
     times: list[float] = []
-    ask: Callable[[bytes], object] = engine.predict
     ends = time.perf_counter() + seconds
     while time.perf_counter() < ends or len(times) < len(files):
         began = time.perf_counter()
-        ask(files[len(times) % len(files)])
+        engine.predict(files[len(times) % len(files)])
         times.append(time.perf_counter() - began)
     return times
 

@@ -23,12 +23,10 @@ from manyeyes.runtime.network import Network, Shot
 from manyeyes.runtime.vision import Decoded, Geometry, decode, find_boxes
 from manyeyes.weights import write_atomically
 
-__all__ = ["BACKENDS", "PRECISIONS", "Backend", "Engine", "Precision", "open_engine", "possible_engines"]
+__all__ = ["Backend", "Engine", "Precision", "open_engine", "possible_engines"]
 
 Backend = Literal["auto", "openvino", "onnxruntime"]
 Precision = Literal["auto", "fp32", "bf16", "int8"]
-BACKENDS = ("auto", "openvino", "onnxruntime")
-PRECISIONS = ("auto", "fp32", "bf16", "int8")
 
 Choice = tuple[str, str]
 """Backend and precision."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import threading
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit, urlunsplit
@@ -19,14 +21,16 @@ from manyeyes.datasets.pictures import find_pictures, is_picture
 from manyeyes.errors import DataError
 from manyeyes.runtime.vision import Decoded, Picture
 
-__all__ = ["LIVE_SCHEMES", "VIDEO_SUFFIXES", "LiveStream", "Shown", "is_live", "read_sources", "redacted"]
+__all__ = ["LiveStream", "Shown", "is_live", "read_sources", "redacted"]
 
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
-LIVE_SCHEMES = ("rtsp", "rtsps", "http", "https")
+_VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+_LIVE_SCHEMES = ("rtsp", "rtsps", "http", "https")
 
 # One entry of an archive, whatever its header says of itself.
 _MOST_BYTES = 200_000_000
 _CAMERA = re.compile(r"\d{1,2}|/dev/video\d{1,2}")
+# Encrypted, of an unknown method, cut off, or damaged in a way that its method finds before the checksum is compared.
+_UNPACK_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError, ValueError)
 # How long a camera may stay silent before it is opened again, in seconds.
 _SILENCE = 10.0
 
@@ -56,7 +60,7 @@ class Shown:
 
 def is_live(source: str) -> bool:
     """Whether a source has no end: a camera of this machine, or a network stream."""
-    return bool(_CAMERA.fullmatch(source)) or urlsplit(source).scheme in LIVE_SCHEMES
+    return bool(_CAMERA.fullmatch(source)) or urlsplit(source).scheme in _LIVE_SCHEMES
 
 
 def redacted(source: str) -> str:
@@ -66,7 +70,7 @@ def redacted(source: str) -> str:
     'rtsp://…@10.0.0.7:554/live?…'
     """
     parts = urlsplit(source)
-    if parts.scheme not in LIVE_SCHEMES:
+    if parts.scheme not in _LIVE_SCHEMES:
         return source
     place = f"…@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
     return urlunsplit((parts.scheme, place, parts.path, "…" if parts.query else "", ""))
@@ -100,7 +104,7 @@ def _reader_of(source: str, every: int) -> Iterator[Shown]:
         if not pictures:
             raise DataError("holds no picture", file=path)
         return (_read_file(picture) for picture in pictures)
-    if path.suffix.lower() in VIDEO_SUFFIXES:
+    if path.suffix.lower() in _VIDEO_SUFFIXES:
         return _video(path, every)
     if path.suffix.lower() == ".zip":
         return _archive(path)
@@ -139,7 +143,7 @@ def _archive(path: Path) -> Iterator[Shown]:
             try:
                 with archive.open(entry) as file:
                     data = file.read(_MOST_BYTES + 1)
-            except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError, ValueError) as error:
+            except _UNPACK_ERRORS as error:
                 yield Shown(name, error=f"cannot be unpacked ({error})")
                 continue
             if len(data) > _MOST_BYTES:
@@ -159,7 +163,8 @@ def _video(path: Path, every: int) -> Iterator[Shown]:
         DataError: it cannot be decoded.
     """
     capture = cv2.VideoCapture(str(path))
-    with closing(_Capture(capture)):
+    with ExitStack() as stack:
+        stack.callback(capture.release)
         if not capture.isOpened():
             raise DataError("cannot be decoded as a video", file=path)
         rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
@@ -174,14 +179,6 @@ def _video(path: Path, every: int) -> Iterator[Shown]:
             number += 1
         if number == 0:
             raise DataError("holds no frame that can be decoded", file=path)
-
-
-class _Capture:
-    def __init__(self, capture: cv2.VideoCapture) -> None:
-        self._capture = capture
-
-    def close(self) -> None:
-        self._capture.release()
 
 
 def _live(source: str, every: int) -> Iterator[Shown]:
