@@ -116,7 +116,7 @@ class TrainSection(Section):
     imgsz: int = Field(320, ge=64, le=2048, multiple_of=32, description="side in pixels")
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(0.005, gt=0, description="learning rate at the start")
-    final_lr: float = Field(0.05, gt=0, le=1, description="share of lr that is left at the end of the last round")
+    final_lr: float = Field(0.01, gt=0, le=1, description="share of lr that is left at the end of the last round")
     optimizer_state: Literal["auto", "kept", "fresh"] = Field(
         "auto", description="kept: a node's optimiser goes on where it was in its last round; auto: kept with adamw"
     )

@@ -26,6 +26,7 @@ _TRAIN = {
     "epochs": 1 / 3,
     "optimizer": "adamw",
     "lr": 0.001,
+    "final_lr": 0.05,
     "weight_decay": 0.01,
     "batchnorm": "frozen",
     "augment": {"mosaic": 0.5},
