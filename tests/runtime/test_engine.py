@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -19,7 +20,8 @@ from manyeyes.errors import ConfigError, DataError, WeightsError
 from manyeyes.learners.export import export_model
 from manyeyes.learners.learner import Template
 from manyeyes.runtime import engine as engine_module
-from manyeyes.runtime.engine import Engine, open_engine
+from manyeyes.runtime.engine import Backend, Engine, open_engine
+from manyeyes.runtime.openvino_network import OpenVinoNetwork
 from manyeyes.runtime.vision import decode
 
 from .conftest import CLASSES
@@ -101,8 +103,12 @@ def test_files_that_are_no_model_of_ours_are_refused(onnx_file: Path, tmp_path: 
         open_engine(tmp_path / "folder")
 
 
-def test_many_threads_may_ask_one_engine(onnx_file: Path, pictures: list[bytes]) -> None:
-    engine = open_engine(onnx_file, backend="openvino", precision="fp32", threads=1)
+@pytest.mark.parametrize(("backend", "threads"), [("openvino", 1), ("openvino", 2), ("onnxruntime", 2)])
+def test_many_threads_may_ask_one_engine_and_get_what_one_gets(
+    onnx_file: Path, pictures: list[bytes], backend: Backend, threads: int
+) -> None:
+    engine = open_engine(onnx_file, backend=backend, precision="fp32", threads=threads)
+    assert engine.at_once == (3 if (backend, threads) == ("openvino", 2) else 1)
     expected = found(engine, pictures)
     wrong: list[int] = []
 
@@ -112,12 +118,25 @@ def test_many_threads_may_ask_one_engine(onnx_file: Path, pictures: list[bytes])
             if engine.predict(pictures[index], min_score=0.3).to_list(CLASSES) != expected[index].to_list(CLASSES):
                 wrong.append(index)
 
-    threads = [threading.Thread(target=ask, args=(start,)) for start in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    askers = [threading.Thread(target=ask, args=(start,)) for start in range(4)]
+    for asker in askers:
+        asker.start()
+    # A measurement in between has the network alone, and disturbs nobody.
+    assert engine.network_seconds((96, 128)) > 0
+    for asker in askers:
+        asker.join()
     assert not wrong
+
+
+def test_an_engine_that_is_warm_compiles_nothing_more(
+    onnx_file: Path, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine(onnx_file, backend="openvino", precision="fp32", threads=2)
+    for size in {decode(picture).size for picture in pictures}:
+        engine.warm_up(size)
+    monkeypatch.setattr(OpenVinoNetwork, "_compiled", lambda *_, **__: pytest.fail("it compiled"))
+    with ThreadPoolExecutor(4) as askers:
+        assert sum(len(each) for each in askers.map(engine.predict, pictures)) > 5
 
 
 def test_any_shape_of_picture_can_be_asked_about(onnx_file: Path) -> None:

@@ -69,7 +69,7 @@ def measure_speeds(
     speeds = []
     for engine in possible_engines(model, threads=threads, imgsz=imgsz):
         for size in dict.fromkeys(sizes):
-            engine.warm_up(size)
+            engine.warm_up(size, several=False)
         times = _times(files, engine, seconds)
         network = statistics.median(engine.network_seconds(size) for size in sizes[:8])
         middle = statistics.median(times)

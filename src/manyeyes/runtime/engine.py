@@ -9,9 +9,9 @@ import platform
 import statistics
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,8 @@ from typing import Literal
 from manyeyes.datasets.detections import Detections
 from manyeyes.errors import ConfigError, ResourceError
 from manyeyes.runtime.model_file import ModelInfo, file_hash, parts_of
-from manyeyes.runtime.network import Network, Shot
+from manyeyes.runtime.network import Lanes, Network, Shot
+from manyeyes.runtime.turns import Turns
 from manyeyes.runtime.vision import Decoded, Geometry, decode, find_boxes
 from manyeyes.weights import write_atomically
 
@@ -37,17 +38,27 @@ _MEASURED = 7
 
 
 class Engine:
-    """Finds objects in pictures; many threads may ask it, one network runs at a time.
+    """Finds objects in pictures; many threads may ask it.
+
+    One picture has all threads of the network. Where several wait, and the network can, they are looked at side by side
+    with fewer threads each, which gives more pictures a second.
 
     Args:
         network: the model, opened.
         model_hash: SHA-256 of its file.
         imgsz: long side in pixels that pictures are scaled to; default: as trained.
+
+    Attributes:
+        at_once: as many pictures are worth asking for at the same time; more only wait.
     """
 
     def __init__(self, network: Network, model_hash: str, imgsz: int | None = None) -> None:
         self._network = network
-        self._shots: OrderedDict[tuple[int, int], Shot] = OrderedDict()
+        self._lanes = network if isinstance(network, Lanes) and network.lanes > 1 else None
+        # One more than run, so that the next picture is scaled meanwhile.
+        self.at_once = self._lanes.lanes + 1 if self._lanes else 1
+        self._turns = Turns(self.at_once)
+        self._shots: OrderedDict[tuple[int, int], _Shots] = OrderedDict()
         self._lock = threading.Lock()
         self.model_hash = model_hash
         self.imgsz = imgsz or network.info.imgsz
@@ -84,28 +95,62 @@ class Engine:
         """
         decoded = decode(picture, self.imgsz) if isinstance(picture, bytes) else picture
         geometry = Geometry.of(decoded.size, self.imgsz)
-        with self._lock:
-            shot = self._prepared(geometry.canvas)
+        with self._turns.turn() as alone, self._prepared(geometry.canvas).one(alone=alone) as shot:
             shot.canvas.show(decoded.picture, geometry)
             return find_boxes(shot.run(), geometry, decoded.size, min_score=min_score)
 
-    def warm_up(self, size: tuple[int, int]) -> None:
-        """Prepare for pictures of a size (height, width), so that the first does not wait."""
-        with self._lock:
-            self._prepared(Geometry.of(size, self.imgsz).canvas).run()
+    def warm_up(self, size: tuple[int, int], *, several: bool = True) -> None:
+        """Prepare for pictures of a size (height, width), so that the first does not wait.
+
+        Args:
+            size: in pixels.
+            several: also for several at the same time, which takes as long again.
+        """
+        shots = self._prepared(Geometry.of(size, self.imgsz).canvas)
+        for alone in (True, False) if several and self._lanes else (True,):
+            with self._turns.turn(alone=True), shots.one(alone=alone) as shot:
+                shot.run()
 
     def network_seconds(self, size: tuple[int, int] | None = None, *, repeats: int = _MEASURED) -> float:
         """Median time of the network alone on a picture of a size (height, width); default: a square one."""
-        with self._lock:
-            shot = self._prepared(Geometry.of(size or (self.imgsz, self.imgsz), self.imgsz).canvas)
+        shots = self._prepared(Geometry.of(size or (self.imgsz, self.imgsz), self.imgsz).canvas)
+        with self._turns.turn(alone=True), shots.one(alone=True) as shot:
             return _median_seconds(shot, repeats)
 
-    def _prepared(self, shape: tuple[int, int]) -> Shot:
-        shot = self._shots.pop(shape, None) or self._network.shot(shape)
-        self._shots[shape] = shot
-        if len(self._shots) > _SHAPES:
-            self._shots.popitem(last=False)
-        return shot
+    def _prepared(self, shape: tuple[int, int]) -> _Shots:
+        with self._lock:
+            shots = self._shots.pop(shape, None) or _Shots(self._network, self._lanes, shape, self.at_once)
+            self._shots[shape] = shots
+            if len(self._shots) > _SHAPES:
+                self._shots.popitem(last=False)
+        return shots
+
+
+class _Shots:
+    """The canvases of one shape, each made when it is first needed."""
+
+    def __init__(self, network: Network, lanes: Lanes | None, shape: tuple[int, int], count: int) -> None:
+        self._network, self._lanes, self._shape, self._count = network, lanes, shape, count
+        self._alone: Shot | None = None
+        self._beside: deque[Shot] = deque()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def one(self, *, alone: bool) -> Iterator[Shot]:
+        """The one for a picture that has the network alone, or one of those for pictures side by side."""
+        if alone or not self._lanes:
+            self._alone = self._alone or self._network.shot(self._shape)
+            yield self._alone
+            return
+        with self._lock:
+            if self._count:
+                self._beside.extend(self._lanes.lane_shots(self._shape, self._count))
+                self._count = 0
+            shot = self._beside.popleft()
+        try:
+            yield shot
+        finally:
+            self._beside.append(shot)
 
 
 def open_engine(
@@ -153,7 +198,7 @@ def open_engine(
     if not openers.keys() <= seconds.keys():
         for choice, opener in openers.items():
             engine = Engine(opener(), model_hash, imgsz)
-            engine.warm_up((engine.imgsz, engine.imgsz))
+            engine.warm_up((engine.imgsz, engine.imgsz), several=False)
             seconds[choice] = engine.network_seconds()
         _keep(measured, key, seconds)
     fastest = min(openers, key=lambda choice: seconds[choice])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from manyeyes.runtime.model_file import ModelInfo
 from manyeyes.runtime.vision import Canvas
 
-__all__ = ["Network", "Shot"]
+__all__ = ["Lanes", "Network", "Shot"]
 
 
 class Shot(Protocol):
@@ -37,3 +37,20 @@ class Network(Protocol):
 
     def shot(self, shape: tuple[int, int]) -> Shot:
         """For canvases of a shape (height, width), multiples of 32; may take a second to prepare."""
+
+
+@runtime_checkable
+class Lanes(Protocol):
+    """A network that also looks at several pictures side by side, each with fewer threads.
+
+    One picture takes longer so, and all of them together less: threads that do not share a picture never wait for one
+    another.
+
+    Attributes:
+        lanes: how many run at the same time.
+    """
+
+    lanes: int
+
+    def lane_shots(self, shape: tuple[int, int], count: int) -> list[Shot]:
+        """For canvases of a shape (height, width); each by another thread, and `lanes` of them run at the same time."""

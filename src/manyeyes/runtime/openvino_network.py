@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from manyeyes.errors import WeightsError
 from manyeyes.runtime.model_file import METADATA, OPENVINO_XML, ModelInfo
+from manyeyes.runtime.network import Shot
 from manyeyes.runtime.vision import Canvas
 
 # It would look up a host that counts its users, and write into the home folder.
@@ -20,6 +21,9 @@ import openvino as ov  # noqa: E402
 from openvino.preprocess import ColorFormat, PrePostProcessor  # noqa: E402
 
 __all__ = ["OpenVinoNetwork", "ov", "precisions_here"]
+
+# More side by side want more memory, and have not been measured.
+_MOST_LANES = 4
 
 
 def precisions_here() -> tuple[str, ...]:
@@ -63,14 +67,22 @@ class OpenVinoNetwork:
         self._settings = {
             "INFERENCE_PRECISION_HINT": _hint(self.precision),
             "INFERENCE_NUM_THREADS": threads,
-            # One picture after the other; not together with a performance hint, which would override it.
-            "NUM_STREAMS": 1,
             # A node trains on the same cores.
             "ENABLE_CPU_PINNING": False,
         }
+        self.lanes = min(threads, _MOST_LANES)
 
     def shot(self, shape: tuple[int, int]) -> OpenVinoShot:
-        """Compile for a shape; bytes become floats, BGR becomes RGB inside the network."""
+        """Compile for a shape and one picture after the other."""
+        return OpenVinoShot(self._compiled(shape, streams=1), shape)
+
+    def lane_shots(self, shape: tuple[int, int], count: int) -> list[Shot]:
+        """Compile for a shape and as many pictures at a time as there are lanes."""
+        compiled = self._compiled(shape, streams=self.lanes)
+        return [OpenVinoShot(compiled, shape) for _ in range(count)]
+
+    def _compiled(self, shape: tuple[int, int], streams: int) -> Any:
+        """Bytes become floats, BGR becomes RGB inside the network. A performance hint would override `streams`."""
         model = self._model.clone()
         model.reshape({model.input(0): [1, 3, *shape]})
         steps = PrePostProcessor(model)
@@ -78,7 +90,7 @@ class OpenVinoNetwork:
         pixels.set_layout(ov.Layout("NHWC")).set_color_format(ColorFormat.BGR)
         steps.input().model().set_layout(ov.Layout("NCHW"))
         steps.input().preprocess().convert_element_type(ov.Type.f32).convert_color(ColorFormat.RGB).scale(255.0)
-        return OpenVinoShot(self._core.compile_model(steps.build(), "CPU", self._settings), shape)
+        return self._core.compile_model(steps.build(), "CPU", {**self._settings, "NUM_STREAMS": streams})
 
 
 class OpenVinoShot:
