@@ -135,6 +135,7 @@ def test_a_wrong_name_is_told_before_the_first_picture(folder: Path) -> None:
 
 def test_secrets_of_an_address_are_not_shown() -> None:
     assert redacted("rtsp://a:b@host:554/x?key=1") == "rtsp://…@host:554/x?…"
+    assert redacted("ftp://a:b@host/x") == "ftp://…@host/x"
     assert redacted("clip.mp4") == "clip.mp4"
     assert [is_live(s) for s in ("0", "/dev/video1", "rtsp://h/x", "1.jpg", "clip.mp4", "/dev/sda")] == [
         *[True] * 3,

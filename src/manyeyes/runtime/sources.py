@@ -8,10 +8,11 @@ import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 import cv2
@@ -21,7 +22,7 @@ from manyeyes.datasets.pictures import find_pictures, is_picture
 from manyeyes.errors import DataError
 from manyeyes.runtime.vision import Decoded, Picture
 
-__all__ = ["LiveStream", "Shown", "is_live", "read_sources", "redacted"]
+__all__ = ["Capture", "Frame", "LiveStream", "Shown", "is_live", "open_capture", "read_sources", "redacted"]
 
 _VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 _LIVE_SCHEMES = ("rtsp", "rtsps", "http", "https")
@@ -31,8 +32,13 @@ _MOST_BYTES = 200_000_000
 _CAMERA = re.compile(r"\d{1,2}|/dev/video\d{1,2}")
 # Encrypted, of an unknown method, cut off, or damaged in a way that its method finds before the checksum is compared.
 _UNPACK_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError, ValueError)
-# How long a camera may stay silent before it is opened again, in seconds.
-_SILENCE = 10.0
+# Seconds: how long a camera may take to answer or to send the next frame; how long reads may fail before it is opened
+# again; how long `frames` waits for that to help; from where to where pauses between attempts grow.
+_PATIENCE = 10.0
+_SILENCE = 3.0
+_LONGEST_SILENCE = 30.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+_CURE = "Is the camera there, and the address right?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +76,7 @@ def redacted(source: str) -> str:
     'rtsp://…@10.0.0.7:554/live?…'
     """
     parts = urlsplit(source)
-    if parts.scheme not in _LIVE_SCHEMES:
+    if not parts.netloc:
         return source
     place = f"…@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
     return urlunsplit((parts.scheme, place, parts.path, "…" if parts.query else "", ""))
@@ -184,11 +190,49 @@ def _video(path: Path, every: int) -> Iterator[Shown]:
 def _live(source: str, every: int) -> Iterator[Shown]:
     with closing(LiveStream(source)) as stream:
         began = time.monotonic()
-        for index, (number, picture) in enumerate(stream.frames()):
+        for index, (number, picture, arrived) in enumerate(stream.frames()):
             if index % every == 0:
                 name = f"{redacted(source)}#{number}"
                 decoded = Decoded(picture, (picture.shape[0], picture.shape[1]))
-                yield Shown(name, decoded, number, time.monotonic() - began, redacted(source))
+                yield Shown(name, decoded, number, max(0.0, arrived - began), redacted(source))
+
+
+class Capture(Protocol):
+    """What frames are read from: `cv2.VideoCapture`, or what stands in for it."""
+
+    def isOpened(self) -> bool:  # noqa: N802 - OpenCV's name
+        """Whether it could be opened."""
+
+    def read(self) -> tuple[bool, Any]:
+        """Whether there is a frame, and the frame (h, w, 3) uint8 BGR; waits for it."""
+
+    def release(self) -> None:
+        """Let it go."""
+
+
+class Frame(NamedTuple):
+    """One frame of a camera.
+
+    Attributes:
+        number: from 0, over all times that the camera was opened.
+        picture: (h, w, 3) uint8 BGR.
+        arrived: when it was read and decoded, by `time.monotonic`.
+    """
+
+    number: int
+    picture: Picture
+    arrived: float
+
+
+def open_capture(source: str) -> Capture:
+    """Open a camera of this machine or a network stream; one that does not answer is given up after some seconds."""
+    if source.isdigit():
+        return cv2.VideoCapture(int(source))
+    if urlsplit(source).scheme not in _LIVE_SCHEMES:
+        return cv2.VideoCapture(source)
+    patience = round(1000 * _PATIENCE)
+    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, patience, cv2.CAP_PROP_READ_TIMEOUT_MSEC, patience]
+    return cv2.VideoCapture(source, cv2.CAP_FFMPEG, limits)
 
 
 class LiveStream:
@@ -198,65 +242,107 @@ class LiveStream:
 
     Args:
         source: see `read_sources`.
+        patient: a camera that cannot be opened is tried again and again, with growing pauses, instead of refused; the
+            constructor waits for nothing.
+        on_frame: called from the thread that reads when there is a new frame.
+        opener: opens it.
 
     Attributes:
         skipped: frames that a newer one took the place of.
+        error: why there are no frames at present, or None.
+        heard: when the last frame came, by `time.monotonic`; None while it is not open.
 
     Raises:
         DataError: it cannot be opened.
     """
 
-    def __init__(self, source: str) -> None:
-        self._source = source
+    def __init__(
+        self,
+        source: str,
+        *,
+        patient: bool = False,
+        on_frame: Callable[[], None] = lambda: None,
+        opener: Callable[[str], Capture] = open_capture,
+    ) -> None:
+        self._source, self._on_frame, self._opener = source, on_frame, opener
         self._fresh = threading.Condition()
-        self._newest: tuple[int, Picture] | None = None
+        self._newest: Frame | None = None
         self._closed, self.skipped, self._count = False, 0, 0
-        self._capture = self._open()
-        if not self._capture.isOpened():
-            raise DataError(
-                "cannot be opened", file=redacted(source), cure="Is the camera there, and the address right?"
-            )
-        self._thread = threading.Thread(target=self._read, name="manyeyes-camera", daemon=True)
+        self.error: str | None = None
+        self.heard: float | None = None
+        capture = None if patient else self._opener(source)
+        if capture and not capture.isOpened():
+            raise DataError("cannot be opened", file=redacted(source), cure=_CURE)
+        self._thread = threading.Thread(target=self._stay, args=(capture,), name="manyeyes-camera", daemon=True)
         self._thread.start()
 
-    def frames(self) -> Iterator[tuple[int, Picture]]:
-        """Number and picture (h, w, 3) BGR of the newest frame, again and again; ends when the stream is closed.
+    @property
+    def fresh(self) -> bool:
+        """Whether there is a frame that nobody took."""
+        return self._newest is not None
+
+    def take(self) -> Frame | None:
+        """The newest frame, if nobody took it."""
+        with self._fresh:
+            newest, self._newest = self._newest, None
+        return newest
+
+    def frames(self) -> Iterator[Frame]:
+        """The newest frame, again and again; ends when the stream is closed.
 
         Raises:
-            DataError: nothing has come for ten seconds, and opening it again did not help.
+            DataError: nothing has come for half a minute, and opening it again did not help.
         """
         while not self._closed:
             with self._fresh:
-                if not self._fresh.wait_for(lambda: self._newest or self._closed, timeout=3 * _SILENCE):
+                if not self._fresh.wait_for(lambda: self._newest or self._closed, timeout=_LONGEST_SILENCE):
                     raise DataError("sends nothing any more", file=redacted(self._source))
-                newest, self._newest = self._newest, None
-            if newest:
+            if newest := self.take():
                 yield newest
 
-    def close(self) -> None:
-        """End the thread and let the camera go."""
+    def close(self, *, wait: bool = True) -> None:
+        """End the thread and let the camera go; a camera that does not answer holds its thread for some seconds more.
+
+        Args:
+            wait: for the thread, at most five seconds.
+        """
         with self._fresh:
             self._closed = True
             self._fresh.notify_all()
-        self._thread.join(timeout=5)
+        if wait:
+            self._thread.join(timeout=5)
 
-    def _open(self) -> cv2.VideoCapture:
-        return cv2.VideoCapture(int(self._source) if self._source.isdigit() else self._source)
-
-    def _read(self) -> None:
-        heard = time.monotonic()
+    def _stay(self, capture: Capture | None) -> None:
+        """Read; open it again when it falls silent, with pauses that grow until a frame comes."""
+        pause = _FIRST_PAUSE
         while not self._closed:
-            there, picture = self._capture.read()
-            if there:
-                heard = time.monotonic()
-                with self._fresh:
-                    self.skipped += self._newest is not None
-                    self._newest = self._count, np.asarray(picture, dtype=np.uint8)
-                    self._count += 1
-                    self._fresh.notify_all()
-            else:
-                time.sleep(0.1)
-                if time.monotonic() - heard > _SILENCE:
-                    self._capture.release()
-                    self._capture, heard = self._open(), time.monotonic()
-        self._capture.release()
+            before = self._count
+            # What OpenCV says may hold the address with its password, and is not repeated.
+            with suppress(cv2.error):
+                capture = capture or self._opener(self._source)
+                if capture.isOpened():
+                    self._read(capture)
+            self.error = "sends nothing any more; it is opened again" if self.heard else f"cannot be opened. {_CURE}"
+            if capture:
+                capture.release()
+            capture, self.heard = None, None
+            pause = _FIRST_PAUSE if self._count > before else min(2 * pause, _LONGEST_PAUSE)
+            with self._fresh:
+                self._fresh.wait_for(lambda: self._closed, timeout=pause)
+
+    def _read(self, capture: Capture) -> None:
+        """Until it is closed, or nothing has come for a while."""
+        self.heard = time.monotonic()
+        while not self._closed and time.monotonic() - self.heard < _SILENCE:
+            there, picture = capture.read()
+            if not there:
+                time.sleep(0.05)
+                continue
+            self.heard = time.monotonic()
+            with self._fresh:
+                self.skipped += self._newest is not None
+                self._newest = Frame(self._count, np.asarray(picture, dtype=np.uint8), self.heard)
+                self._count += 1
+                self.error = None
+                self._fresh.notify_all()
+            self._on_frame()
