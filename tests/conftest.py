@@ -2,13 +2,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 from PIL import Image
 
+from manyeyes.config import ModelSection
 from manyeyes.datasets.scenes import write_scenes
+
+if TYPE_CHECKING:
+    from manyeyes.learners.learner import Template
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +38,26 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "scenes"
     write_scenes(folder, images=9, imgsz=128, seed=5)
     return folder
+
+
+CLASSES = ("person", "car")
+"""What the exported model of the tests finds."""
+
+
+@pytest.fixture(scope="session")
+def base() -> Template:
+    """The shipped base weights, which know the persons and cars of the synthetic scenes."""
+    from manyeyes.learners.models import build_template
+
+    return build_template(ModelSection(weights="base"), CLASSES, imgsz=128)
+
+
+@pytest.fixture(scope="session")
+def onnx_file(base: Template, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, exported."""
+    from manyeyes.learners.export import export_model
+
+    return export_model(base, tmp_path_factory.mktemp("model") / "base.onnx").path
 
 
 @pytest.fixture

@@ -48,6 +48,14 @@ node_app = typer.Typer(
 app.add_typer(node_app, name="node")
 
 
+access_app = typer.Typer(
+    no_args_is_help=True,
+    help="Say who may use a server that `manyeyes serve` runs: passwords of people, passes of programs.",
+    rich_markup_mode="markdown",
+)
+app.add_typer(access_app, name="access")
+
+
 class Layout(StrEnum):
     """Dataset layouts that can be written."""
 
@@ -92,6 +100,13 @@ class Precision(StrEnum):
     int8 = "int8"
 
 
+class RoleOption(StrEnum):
+    """What somebody may do at a server."""
+
+    viewer = "viewer"
+    administrator = "administrator"
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 BackendOption = Annotated[Backend, typer.Option(help="What runs an exported model; auto: the fastest here.")]
 PrecisionOption = Annotated[Precision, typer.Option(help="In what it computes; auto: the fastest, or fp32 to export.")]
@@ -105,6 +120,7 @@ Size = Annotated[int | None, typer.Option(help="Long side in pixels; default: as
 CoordinatorFolder = Annotated[Path, typer.Option("--folder", help="The coordinator's state folder.")]
 State = Annotated[Path, typer.Option("--state", "--folder", help="The coordinator's state folder.")]
 StateConfig = Annotated[Path | None, typer.Option("--config", help="Its YAML file, which names state and run.")]
+ServeState = Annotated[Path, typer.Option("--state", help="The server's state folder.")]
 Names = Annotated[list[str], typer.Option("--name", help="Host name or IP address that nodes reach it by. Repeatable.")]
 NodeId = Annotated[str, typer.Argument(help="The node's name in the federation.")]
 _LIMITS = "What this site allows"
@@ -140,9 +156,6 @@ _EXTRAS = {
     "tensorboard": "train",
     "flwr": "federation",
     "cryptography": "federation",
-    "prometheus_client": "federation",
-    "starlette": "federation",
-    "uvicorn": "federation",
 }
 
 
@@ -416,6 +429,119 @@ def bench(
         _print_json([speed.to_dict() for speed in speeds])
     else:
         show_speeds(speeds, Console())
+
+
+@app.command(
+    epilog="Examples: `manyeyes serve model.onnx --port 5001`  ·  "
+    "`manyeyes serve model.onnx --night night.onnx --night-hours 20:00-06:00`  ·  "
+    "`manyeyes serve model.onnx --host 0.0.0.0 --name eyes.example.org --certificate server.pem`"
+)
+def serve(
+    context: typer.Context,
+    model: Annotated[
+        Path | None,
+        typer.Argument(help="An exported model; default: the one used last.", show_default=False),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file: cameras, limits and all that options say.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Default: 5001; 0 takes a free one.", min=0, max=65535)] = None,
+    names: Annotated[
+        list[str] | None, typer.Option("--name", help="Host name that browsers reach it by. Repeatable.")
+    ] = None,
+    state: Annotated[Path | None, typer.Option(help="Its state folder; default: serve.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="PEM file for TLS; it may hold the key too.")] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM file with the certificate's key.")] = None,
+    night: Annotated[Path | None, typer.Option(help="Another model for the night.")] = None,
+    night_hours: Annotated[str | None, typer.Option(help="When it is night: 20:00-06:00")] = None,
+    darker_than: Annotated[
+        float | None, typer.Option(help="Mean brightness of a picture, 0 to 255, below which it is night in it.")
+    ] = None,
+    backend: BackendOption = Backend.auto,
+    precision: PrecisionOption = Precision.auto,
+    threads: ThreadsOption = None,
+    imgsz: Size = None,
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    quiet: Quiet = False,
+) -> None:
+    """Find objects for browsers, programs and cameras over HTTP, until Ctrl-C.
+
+    On this machine alone unless --host says otherwise; other machines need a password (`manyeyes access password`).
+    """
+    from manyeyes.web.service import serve_site
+    from manyeyes.web.settings import load_serve_config
+
+    stated = {k: v for k, v in context.params.items() if k in _SERVE_OPTIONS and v not in (None, "auto", ())}
+    if night:
+        stated["night"] = {"model": night, "hours": night_hours, "darker_than": darker_than}
+    elif night_hours or darker_than:
+        raise ConfigError("say when it is night, and no model is named for it", key="--night", cure="--night MODEL")
+    settings = load_serve_config(config, stated, overrides)
+    serve_site(settings, console=Console(stderr=True), quiet=quiet)
+
+
+_SERVE_OPTIONS = frozenset(
+    "model host port names state certificate key backend precision threads imgsz".split()  # noqa: SIM905 - readable
+)
+
+
+@access_app.command("password", epilog="Example: `manyeyes access password --state serve --role viewer`")
+def access_password(
+    state: ServeState = Path("serve"),
+    role: Annotated[RoleOption, typer.Option(help="Whose password it is.")] = RoleOption.administrator,
+) -> None:
+    """Set the password of those who administer a server, or of those who may only look."""
+    from manyeyes.web.access import Access, Role
+
+    if sys.stdin.isatty():
+        password = typer.prompt(
+            f"New password of the {role.value}", hide_input=True, confirmation_prompt=True, err=True
+        )
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
+    Access(state).set_password(Role[role.value], password)
+    Console(stderr=True).print(f"The {role.value} has a new password. Sessions that are open stay open.")
+
+
+@access_app.command("token", epilog="Example: `manyeyes access token line-3-robot --state serve`")
+def access_token(
+    name: Annotated[str, typer.Argument(help="Of the program, for people.", show_default=False)],
+    state: ServeState = Path("serve"),
+    role: Annotated[RoleOption, typer.Option(help="What it may do.")] = RoleOption.viewer,
+) -> None:
+    """Make a program's pass; it is shown this once. Send it as `Authorization: Bearer PASS`."""
+    from manyeyes.web.access import Access, Role
+
+    print(Access(state).make_token(name, Role[role.value]))  # noqa: T201
+
+
+@access_app.command("tokens", epilog="Example: `manyeyes access tokens --json`")
+def access_tokens(state: ServeState = Path("serve"), as_json: Json = False) -> None:
+    """Show which programs have a pass."""
+    from datetime import datetime
+
+    from manyeyes.web.access import Access
+
+    tokens = Access(state).tokens()
+    if as_json:
+        _print_json([{"name": token.name, "role": token.role.name, "created": token.created} for token in tokens])
+        return
+    for token in tokens:
+        made = datetime.fromtimestamp(token.created).isoformat(sep=" ", timespec="minutes")
+        print(f"{token.name:24} {token.role.name:14} since {made}")  # noqa: T201
+    if not tokens:
+        print("No program has a pass.")  # noqa: T201
+
+
+@access_app.command("revoke", epilog="Example: `manyeyes access revoke line-3-robot`")
+def access_revoke(
+    name: Annotated[str, typer.Argument(help="Of the program.", show_default=False)],
+    state: ServeState = Path("serve"),
+) -> None:
+    """Take a program's pass back; a server that is running notices at once."""
+    from manyeyes.web.access import Access
+
+    Access(state).revoke_token(name)
+    print(f"{name} has no pass any more.")  # noqa: T201
 
 
 @app.command(

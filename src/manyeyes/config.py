@@ -390,14 +390,14 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     return parse_config(read_values(path, overrides), file=path)
 
 
-def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The keys and values of a YAML file, with overrides such as `load_config` takes.
+def read_values(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys and values of a YAML file, or of none, with overrides such as `load_config` takes.
 
     Raises:
         ConfigError: the file is missing or is not YAML, or an override is not one.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) if path else {}
     except OSError as error:
         raise ConfigError(f"cannot be read ({error.strerror})", file=path) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -360,7 +360,7 @@ def _node(options: argparse.Namespace) -> None:
 
 def _coordinator(options: argparse.Namespace) -> None:
     from manyeyes.federation.coordinator import CoordinatorConfig, hold
-    from manyeyes.federation.launch import stop_signals
+    from manyeyes.signals import stop_signals
     from manyeyes.weights import save_weights
 
     config = CoordinatorConfig.model_validate(

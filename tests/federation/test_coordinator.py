@@ -13,8 +13,9 @@ from manyeyes.errors import AbsentNodesError, Interrupted, RunError
 from manyeyes.federation import coordinator
 from manyeyes.federation.coordinator import CoordinatorConfig, _hold_rounds
 from manyeyes.federation.local import LocalTransport
-from manyeyes.federation.rounds import Stop, never
+from manyeyes.federation.rounds import never
 from manyeyes.federation.transport import Reply, Request
+from manyeyes.signals import Stop
 
 
 class Leaving(LocalTransport):

@@ -15,9 +15,10 @@ import psutil
 import pytest
 
 from manyeyes.errors import DataError, Interrupted, ManyeyesError, RunError
-from manyeyes.federation.rounds import Stop, never
+from manyeyes.federation.rounds import never
 from manyeyes.federation.side_by_side import Job, run_side_by_side
 from manyeyes.report.runlog import Emit
+from manyeyes.signals import Stop
 
 _LONG = 60.0
 

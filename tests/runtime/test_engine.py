@@ -24,7 +24,7 @@ from manyeyes.runtime.engine import Backend, Engine, open_engine
 from manyeyes.runtime.openvino_network import OpenVinoNetwork
 from manyeyes.runtime.vision import decode
 
-from .conftest import CLASSES
+CLASSES = ("person", "car")
 
 
 @pytest.fixture

@@ -115,8 +115,8 @@ def test_the_newest_frame_is_looked_at_and_the_others_are_left_out() -> None:
         until(lambda: len(results) >= 8)
         (status,) = streams.status()
     for result in results:
-        assert result.size == result.picture.shape[:2] == (SIDE, SIDE)
-        assert abs(result.detections.score[0] * 255 - (100 + result.number % 100)) < 1.5
+        assert result.found.size == result.found.picture.shape[:2] == (SIDE, SIDE)
+        assert abs(result.found.detections.score[0] * 255 - (100 + result.number % 100)) < 1.5
         assert abs(time.time() - result.time) < 60
     # Of every ten frames one; each is at most one frame old when the network begins.
     assert all(later.number - earlier.number > 4 for earlier, later in pairwise(results))
@@ -147,9 +147,9 @@ def test_a_model_is_changed_while_streams_run() -> None:
         streams.add("door", "0")
         first = streams.wait_newer("door", -1, 15)
         assert first
-        assert first.model_hash == "old"
+        assert first.found.engine.model_hash == "old"
         engines.append(engine("new"))
-        until(lambda: (latest := streams.latest("door")) and latest.model_hash == "new")
+        until(lambda: (latest := streams.latest("door")) and latest.found.engine.model_hash == "new")
         latest = streams.latest("door")
     assert latest
     assert latest.number > first.number

@@ -57,7 +57,7 @@ def test_its_numbers_are_those_of_this_moment(client: httpx.Client) -> None:
 
 
 def test_a_page_of_elsewhere_cannot_read_it_by_another_name(client: httpx.Client) -> None:
-    assert client.get("/metrics", headers={"host": "evil.example"}).status_code == 400
+    assert client.get("/metrics", headers={"host": "evil.example"}).status_code == 421
     assert client.get("/metrics", headers={"host": "localhost:5001"}).status_code == 200
 
 

@@ -20,13 +20,14 @@ from manyeyes.federation.form import ModelForm
 from manyeyes.federation.keys import AUTHORITY, SERVER, expiry_warning
 from manyeyes.federation.messages import longest_answer
 from manyeyes.federation.presence import Presence
-from manyeyes.federation.rounds import Expected, RowResult, Stop, run_rounds
+from manyeyes.federation.rounds import Expected, RowResult, run_rounds
 from manyeyes.federation.transport import Transport
 from manyeyes.learners.detector import DetectorLearner
 from manyeyes.learners.learner import Template
 from manyeyes.learners.models import build_template, save_model
 from manyeyes.report.provenance import provenance
 from manyeyes.report.runlog import COORDINATOR, Emit
+from manyeyes.signals import Stop
 from manyeyes.web.serving import listen
 
 __all__ = ["CoordinatorConfig", "hold", "load_coordinator_config", "require_certificate", "run_coordinator"]

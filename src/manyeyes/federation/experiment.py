@@ -26,12 +26,13 @@ from manyeyes.errors import ConfigError, DataError, Interrupted, RunError, Weigh
 from manyeyes.federation.checkpoint import check_same_settings
 from manyeyes.federation.client import Client, expand_personal
 from manyeyes.federation.local import LocalTransport
-from manyeyes.federation.rounds import RowResult, Stop, never, run_rounds
+from manyeyes.federation.rounds import RowResult, never, run_rounds
 from manyeyes.federation.side_by_side import Job, run_side_by_side
 from manyeyes.learners.learner import FitPlan, Learner, Metrics, Progress
 from manyeyes.learners.training import cores
 from manyeyes.report.provenance import provenance
 from manyeyes.report.runlog import FINETUNED, Emit, RunLog
+from manyeyes.signals import Stop
 from manyeyes.weights import Weights, write_atomically
 
 __all__ = ["CONFIG_FILE", "Experiment", "TestableLearner", "open_sites"]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
@@ -16,7 +14,6 @@ from manyeyes.errors import Interrupted
 from manyeyes.federation.advice_text import render_plan
 from manyeyes.federation.advise import Advice
 from manyeyes.federation.experiment import CONFIG_FILE, Experiment, open_sites
-from manyeyes.federation.rounds import Stop
 from manyeyes.federation.survey import plan_run, survey
 from manyeyes.learners.detector import DetectorLearner
 from manyeyes.learners.models import build_template
@@ -26,8 +23,9 @@ from manyeyes.report.results import write_results
 from manyeyes.report.runlog import RunLog, read_runlog
 from manyeyes.report.tables import Summary, summarise
 from manyeyes.report.tensorboard import TensorBoardWriter
+from manyeyes.signals import stop_signals
 
-__all__ = ["advise", "launch", "stop_signals"]
+__all__ = ["advise", "launch"]
 
 
 def launch(
@@ -136,24 +134,3 @@ class _Notes:
         self._console.print(f"{problem.kind}: {problem.file}: {problem.reason}", highlight=False, markup=False)
         if count == self._SHOWN:
             self._console.print(f"(more of kind {problem.kind}: see `manyeyes data check`)", highlight=False)
-
-
-@contextmanager
-def stop_signals() -> Iterator[Stop]:
-    """Within the block Ctrl-C and SIGTERM are remembered, not obeyed; a second Ctrl-C ends at once.
-
-    Yields a function that returns the name of the signal, or None.
-    """
-    caught: list[str] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        if caught and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        caught.append("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: caught[0] if caught else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

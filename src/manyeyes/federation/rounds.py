@@ -61,9 +61,10 @@ from manyeyes.federation.strategies import Merge, build_strategy
 from manyeyes.federation.transport import Record, Reply, Request, Transport
 from manyeyes.learners.learner import FitPlan, Metrics, Template
 from manyeyes.report.runlog import Emit
+from manyeyes.signals import Stop
 from manyeyes.weights import Update, Weights, check_finite
 
-__all__ = ["Expected", "HeldOut", "RowResult", "Stop", "never", "run_rounds", "settings_of"]
+__all__ = ["Expected", "HeldOut", "RowResult", "never", "run_rounds", "settings_of"]
 
 Expected = Callable[[FitPlan], tuple[frozenset[str], frozenset[str]]]
 """Names of the trained tensors and of the buffers that a learner's update holds for a plan, personal ones included."""
@@ -71,8 +72,6 @@ Expected = Callable[[FitPlan], tuple[frozenset[str], frozenset[str]]]
 HeldOut = Callable[[Weights], Metrics]
 """Tests weights on pictures that belong to no node."""
 
-Stop = Callable[[], str | None]
-"""The name of the signal that asks the run to stop, or None."""
 
 # How long one wait for replies lasts before the signals and the deadline are looked at again, in seconds.
 _POLL = 1.0

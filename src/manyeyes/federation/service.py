@@ -11,7 +11,6 @@ from manyeyes.errors import Interrupted, RunError
 from manyeyes.federation.coordinator import require_certificate, run_coordinator
 from manyeyes.federation.coordinator_config import CoordinatorConfig, dump_coordinator_config
 from manyeyes.federation.experiment import CONFIG_FILE
-from manyeyes.federation.launch import stop_signals
 from manyeyes.federation.metrics import CoordinatorMetrics, serve_metrics
 from manyeyes.federation.node import NodeConfig, run_node
 from manyeyes.federation.node_status import NodeStatus
@@ -24,6 +23,7 @@ from manyeyes.report.live import LiveView, total_loss
 from manyeyes.report.results import write_nodes_results
 from manyeyes.report.runlog import RUNLOG, RunLog
 from manyeyes.report.tensorboard import TensorBoardWriter
+from manyeyes.signals import stop_signals
 from manyeyes.weights import write_atomically
 
 __all__ = ["serve_coordinator", "serve_node", "withdraw_node"]

@@ -17,8 +17,8 @@ from multiprocessing.synchronize import Event as Flag
 from typing import Any
 
 from manyeyes.errors import Interrupted, ManyeyesError, RunError
-from manyeyes.federation.rounds import Stop
 from manyeyes.report.runlog import Emit
+from manyeyes.signals import Stop
 
 __all__ = ["Job", "run_side_by_side"]
 

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -21,13 +22,15 @@ from manyeyes.errors import ConfigError, ResourceError
 from manyeyes.runtime.model_file import ModelInfo, file_hash, parts_of
 from manyeyes.runtime.network import Lanes, Network, Shot
 from manyeyes.runtime.turns import Turns
-from manyeyes.runtime.vision import Decoded, Geometry, decode, find_boxes
+from manyeyes.runtime.vision import Decoded, Geometry, Picture, decode, find_boxes
 from manyeyes.weights import write_atomically
 
-__all__ = ["Backend", "Engine", "Precision", "open_engine", "possible_engines"]
+__all__ = ["Backend", "Engine", "Found", "Precision", "Scene", "open_engine", "possible_engines"]
 
 Backend = Literal["auto", "openvino", "onnxruntime"]
 Precision = Literal["auto", "fp32", "bf16", "int8"]
+
+Scene = Literal["day", "night"]
 
 Choice = tuple[str, str]
 """Backend and precision."""
@@ -35,6 +38,27 @@ Choice = tuple[str, str]
 # Shapes of canvases that stay prepared. A camera has one; folders of pictures have a few.
 _SHAPES = 6
 _MEASURED = 7
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """What was found in a picture, and by what.
+
+    Attributes:
+        detections: boxes in pixels of the picture.
+        size: (height, width) of the picture.
+        picture: (h, w, 3) uint8 BGR as it was looked at; smaller than `size` where it was decoded smaller.
+        engine: that looked.
+        seconds: from the picture to the boxes, waiting for other pictures among them.
+        scene: for which the engine's model is.
+    """
+
+    detections: Detections
+    size: tuple[int, int]
+    picture: Picture
+    engine: Engine
+    seconds: float
+    scene: Scene = "day"
 
 
 class Engine:
@@ -98,6 +122,18 @@ class Engine:
         with self._turns.turn() as alone, self._prepared(geometry.canvas).one(alone=alone) as shot:
             shot.canvas.show(decoded.picture, geometry)
             return find_boxes(shot.run(), geometry, decoded.size, min_score=min_score)
+
+    def look(self, picture: Decoded, *, min_score: float = 0.25) -> Found:
+        """`predict`, with what belongs to the answer."""
+        began = time.perf_counter()
+        detections = self.predict(picture, min_score=min_score)
+        return Found(detections, picture.size, picture.picture, self, time.perf_counter() - began)
+
+    @property
+    def canvases(self) -> list[tuple[int, int]]:
+        """(height, width) of the canvases that are prepared: what pictures it has seen lately."""
+        with self._lock:
+            return list(self._shots)
 
     def warm_up(self, size: tuple[int, int], *, several: bool = True) -> None:
         """Prepare for pictures of a size (height, width), so that the first does not wait.

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import lzma
 import re
 import threading
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
@@ -20,6 +17,7 @@ import numpy as np
 
 from manyeyes.datasets.pictures import find_pictures, is_picture
 from manyeyes.errors import DataError
+from manyeyes.runtime.archive import PackedPictures
 from manyeyes.runtime.vision import Decoded, Picture
 
 __all__ = ["Capture", "Frame", "LiveStream", "Shown", "is_live", "open_capture", "read_sources", "redacted"]
@@ -27,11 +25,7 @@ __all__ = ["Capture", "Frame", "LiveStream", "Shown", "is_live", "open_capture",
 _VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 _LIVE_SCHEMES = ("rtsp", "rtsps", "http", "https")
 
-# One entry of an archive, whatever its header says of itself.
-_MOST_BYTES = 200_000_000
 _CAMERA = re.compile(r"\d{1,2}|/dev/video\d{1,2}")
-# Encrypted, of an unknown method, cut off, or damaged in a way that its method finds before the checksum is compared.
-_UNPACK_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError, ValueError)
 # Seconds: how long a camera may take to answer or to send the next frame; how long reads may fail before it is opened
 # again; how long `frames` waits for that to help; from where to where pauses between attempts grow.
 _PATIENCE = 10.0
@@ -131,35 +125,19 @@ def _read_file(path: Path) -> Shown:
 
 
 def _archive(path: Path) -> Iterator[Shown]:
-    """Entries that are pictures by their names; their names are shown and never used as paths.
+    """Its pictures; their names are shown and never used as paths.
 
     Raises:
-        DataError: it is no ZIP archive.
+        DataError: it is no ZIP archive, or holds no picture.
     """
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"cannot be opened as a ZIP archive ({error})", file=path) from error
-    with archive:
-        entries = [entry for entry in archive.infolist() if not entry.is_dir() and is_picture(_plain(entry.filename))]
-        if not entries:
+    with closing(PackedPictures(path)) as archive:
+        pictures = 0
+        for packed in archive.read():
+            if packed.data is not None or is_picture(Path(packed.name)):
+                pictures += 1
+                yield Shown(f"{path}/{packed.name}", packed.data, error=packed.error)
+        if not pictures:
             raise DataError("holds no picture", file=path)
-        for entry in entries:
-            name = f"{path}/{entry.filename}"
-            try:
-                with archive.open(entry) as file:
-                    data = file.read(_MOST_BYTES + 1)
-            except _UNPACK_ERRORS as error:
-                yield Shown(name, error=f"cannot be unpacked ({error})")
-                continue
-            if len(data) > _MOST_BYTES:
-                yield Shown(name, error=f"is larger than {_MOST_BYTES / 1e6:g} MB when it is unpacked")
-                continue
-            yield Shown(name, data)
-
-
-def _plain(name: str) -> Path:
-    return Path(PurePosixPath(name.replace("\\", "/")).name)
 
 
 def _video(path: Path, every: int) -> Iterator[Shown]:

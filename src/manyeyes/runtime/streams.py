@@ -8,17 +8,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from manyeyes.datasets.detections import Detections
 from manyeyes.errors import ConfigError, DataError, ManyeyesError
-from manyeyes.runtime.engine import Engine
+from manyeyes.runtime.engine import Found
 from manyeyes.runtime.sources import Capture, Frame, LiveStream, is_live, open_capture, redacted
-from manyeyes.runtime.vision import Decoded, Picture
+from manyeyes.runtime.vision import Decoded
 
-__all__ = ["StreamResult", "StreamStatus", "Streams"]
+__all__ = ["Looker", "StreamResult", "StreamStatus", "Streams"]
 
 State = Literal["connecting", "running", "silent"]
 
@@ -30,6 +29,20 @@ _SILENT_AFTER = 3.0
 _MOST_WORKERS = 5
 
 
+class Looker(Protocol):
+    """What finds objects in frames.
+
+    Attributes:
+        at_once: as many frames are worth asking for at the same time.
+    """
+
+    @property
+    def at_once(self) -> int: ...
+
+    def look(self, picture: Decoded, *, min_score: float) -> Found:
+        """Find objects in one frame."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamResult:
     """What was found in one frame.
@@ -38,21 +51,15 @@ class StreamResult:
         name: of the stream.
         number: of the frame; numbers grow, and those of frames that were left out are missing.
         time: when the frame arrived, in seconds since 1970.
-        detections: what was found.
-        picture: (h, w, 3) uint8 BGR, as it was looked at; nobody writes into it.
-        size: (height, width) in pixels.
+        found: what was found; nobody writes into its picture.
         latency: seconds from the frame's arrival, decoded, to this result.
-        model_hash: of the model that found it.
     """
 
     name: str
     number: int
     time: float
-    detections: Detections
-    picture: Picture
-    size: tuple[int, int]
+    found: Found
     latency: float
-    model_hash: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +139,7 @@ class Streams:
     for. What one camera or one picture does wrong ends nothing but itself.
 
     Args:
-        engine: gives the engine, asked at each picture, so that the model can change meanwhile.
+        looker: gives what looks, an engine or a host; asked at each picture, so that the model can change.
         min_score: lowest score kept.
         most: so many streams at most.
         on_result: called with each result, from the thread that looked, which waits for it.
@@ -141,14 +148,14 @@ class Streams:
 
     def __init__(
         self,
-        engine: Callable[[], Engine],
+        looker: Callable[[], Looker],
         *,
         min_score: float = 0.25,
         most: int = 16,
         on_result: Callable[[StreamResult], None] | None = None,
         opener: Callable[[str], Capture] = open_capture,
     ) -> None:
-        self._engine, self._min_score, self._most = engine, min_score, most
+        self._looker, self._min_score, self._most = looker, min_score, most
         self._on_result, self._opener = on_result, opener
         self._streams: dict[str, _Stream] = {}
         self._lock = threading.Lock()
@@ -305,14 +312,12 @@ class Streams:
         """The result, and what went wrong."""
         result = None
         try:
-            engine = self._engine()
-            self._at_once = engine.at_once
+            looker = self._looker()
+            self._at_once = looker.at_once
             size = frame.picture.shape[0], frame.picture.shape[1]
-            found = engine.predict(Decoded(frame.picture, size), min_score=self._min_score)
+            found = looker.look(Decoded(frame.picture, size), min_score=self._min_score)
             latency = time.monotonic() - frame.arrived
-            result = StreamResult(
-                name, frame.number, time.time() - latency, found, frame.picture, size, latency, engine.model_hash
-            )
+            result = StreamResult(name, frame.number, time.time() - latency, found, latency)
             if self._on_result:
                 self._on_result(result)
         except ManyeyesError as error:

@@ -18,7 +18,7 @@ from manyeyes.datasets.detections import Detections
 from manyeyes.datasets.pictures import PICTURE_ERRORS, shown_size
 from manyeyes.errors import DataError
 
-__all__ = ["Canvas", "Decoded", "Geometry", "decode", "find_boxes"]
+__all__ = ["MOST_PIXELS", "Canvas", "Decoded", "Geometry", "decode", "find_boxes"]
 
 MAX_DETECTIONS = 300
 MOST_PIXELS = 100_000_000

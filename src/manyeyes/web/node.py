@@ -1,52 +1,135 @@
-"""A node's small HTTP server, on loopback alone: is it alive, can it take part, and its numbers for Prometheus.
+"""A site's HTTP server: what it is for, is said by what it is handed.
 
     GET /healthz   200 while the process lives
-    GET /readyz    200 if the node can take part now; else 503 and why not, in one line
+    GET /readyz    200 if it can do its work now; else 503 and why not, in one line
     GET /metrics   Prometheus' text format
+    /api/v1/…      where it has a model: find objects, see api.py and live.py
 
-It knows the node by the plain object that it is handed, and imports nothing that trains.
+A node of a federation hands its status; `manyeyes serve` hands models, history, jobs and cameras. It imports nothing
+that trains.
 """
 
 from __future__ import annotations
 
+import errno
+import ipaddress
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 
+from manyeyes.errors import ConfigError, DataError, ManyeyesError, ResourceError, WeightsError
 from manyeyes.federation.node_status import NodeStatus
+from manyeyes.web.api import PREFIX, body_limits, edge_router, role_of
+from manyeyes.web.edge import Edge
+from manyeyes.web.guard import Guard, Rules, problem
+from manyeyes.web.live import live_router
 from manyeyes.web.serving import LOOPBACK, listen, serving
 
 __all__ = ["node_app", "node_page"]
 
+# What an error of ours means to whoever asked.
+_STATUS: tuple[tuple[type[ManyeyesError], int], ...] = (
+    (DataError, 422),
+    (WeightsError, 409),
+    (ConfigError, 409),
+    (ResourceError, 503),
+)
 
-def node_app(status: NodeStatus) -> Starlette:
-    """The application that shows a node's status as it is at each request."""
+
+def node_app(status: NodeStatus | None = None, edge: Edge | None = None) -> Guard:
+    """The application, guarded.
+
+    Args:
+        status: of a node that takes part in a federation.
+        edge: of a server that finds objects.
+    """
+    described = f"{PREFIX}/openapi.json" if edge else None
+    app = FastAPI(title="manyeyes", version=version("manyeyes"), docs_url=None, redoc_url=None, openapi_url=described)
+    _add_probes(app, status, edge)
+    _add_errors(app)
+    if edge is None:
+        return Guard(app, Rules())
+    app.include_router(edge_router(edge))
+    app.include_router(live_router(edge))
+    config = edge.config
+    return Guard(
+        app,
+        Rules(
+            names=frozenset(name.lower() for name in (*config.names, config.host)),
+            secure=config.certificate is not None,
+            body_bytes=body_limits(edge),
+            patience=config.limits.patience,
+            any_address=_is_any(config.host),
+        ),
+    )
+
+
+def _add_probes(app: FastAPI, status: NodeStatus | None, edge: Edge | None) -> None:
     registry = CollectorRegistry()
-    registry.register(_NodeCollector(status))
+    if status:
+        registry.register(_NodeCollector(status))
+    if edge:
+        registry.register(edge.metrics)
 
-    def healthz(_: Request) -> Response:
+    @app.get("/healthz", include_in_schema=False)
+    def healthz() -> Response:
         return PlainTextResponse("ok\n")
 
-    def readyz(_: Request) -> Response:
-        reason = status.not_ready
+    @app.get("/readyz", include_in_schema=False)
+    def readyz() -> Response:
+        reason = status.not_ready if status else None
         return PlainTextResponse(f"{reason or 'ready'}\n", status_code=503 if reason else 200)
 
-    def metrics(_: Request) -> Response:
+    @app.get("/metrics", include_in_schema=False)
+    def metrics(request: Request) -> Response:
+        if edge and role_of(edge, request) is None:
+            raise HTTPException(401, "needs a password or a token", {"WWW-Authenticate": "Bearer"})
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-    routes = [Route(f"/{view.__name__}", view) for view in (healthz, readyz, metrics)]
-    # A page of somewhere else whose name is made to point here must not read it through a browser of this machine.
-    own_names = Middleware(TrustedHostMiddleware, allowed_hosts=[LOOPBACK, "localhost"])
-    return Starlette(routes=routes, middleware=[own_names])
+
+def _add_errors(app: FastAPI) -> None:
+    """Each error as a reason and a cure; none of them with a path of this machine or a traceback."""
+
+    @app.exception_handler(HTTPException)
+    def refused(_: Request, error: HTTPException) -> Response:
+        return _problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    def misread(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return _problem(422, f"{where}: {first['msg']}")
+
+    @app.exception_handler(ManyeyesError)
+    def ours(_: Request, error: ManyeyesError) -> Response:
+        code = next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
+        return _problem(code, error.reason, error.cure)
+
+    @app.exception_handler(OSError)
+    def disk(_: Request, error: OSError) -> Response:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise error
+        return _problem(507, "there is no room on the disk")
+
+
+def _problem(code: int, reason: str, cure: str | None = None, headers: dict[str, str] | None = None) -> Response:
+    return Response(problem(reason, cure), code, headers, "application/json")
+
+
+def _is_any(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 @contextmanager

@@ -42,7 +42,14 @@ def listen(host: str, port: int, *, key: str) -> socket.socket:
 
 @contextmanager
 def serving(
-    app: Any, listener: socket.socket, name: str, *, tls: ssl.SSLContext | None = None, grace: int = 2
+    app: Any,
+    listener: socket.socket,
+    name: str,
+    *,
+    tls: ssl.SSLContext | None = None,
+    grace: int = 2,
+    connections: int | None = None,
+    message_bytes: int | None = None,
 ) -> Iterator[None]:
     """Within the block an ASGI application answers on a socket.
 
@@ -52,13 +59,21 @@ def serving(
         name: of the thread.
         tls: with which certificate; None speaks plainly.
         grace: seconds that requests may take to end when the block is left.
+        connections: so many at a time; None for any number.
+        message_bytes: largest message of a WebSocket; None speaks none.
     """
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         server_header=False,
-        ws="none",
+        # Of the two that the library websockets has, this one lets a sender wait.
+        ws="none" if message_bytes is None else "websockets-sansio",
+        ws_max_size=message_bytes or 0,
+        ws_per_message_deflate=False,
+        # Whoever is near may say that it speaks for another: guesses are counted by address.
+        proxy_headers=False,
+        limit_concurrency=connections,
         timeout_graceful_shutdown=grace,
         ssl_context_factory=(lambda *_: tls) if tls else None,
     )

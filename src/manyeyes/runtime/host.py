@@ -1,0 +1,240 @@
+"""The engines that a server looks with: changed while it serves, and back to the former one when a new one fails."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from manyeyes.errors import ManyeyesError, WeightsError
+from manyeyes.registry import Entry, Registry
+from manyeyes.runtime.engine import Engine, Found, Scene
+from manyeyes.runtime.vision import MOST_PIXELS, Decoded, Picture, decode
+
+__all__ = ["Host", "Night", "Opener"]
+
+Opener = Callable[[str], Engine]
+"""Opens a model of the registry by its hash; raises `ManyeyesError` where it cannot."""
+
+# A new engine that fails within so many pictures is taken back; later, the picture is the likelier cause.
+_PROBATION = 200
+_SELF_TEST_SIZE = (480, 640)
+# Of cameras and telephones, (height, width).
+_USUAL_SIZES = ((1080, 1920), (480, 640))
+# Every so many pixels one is enough to say how bright a picture is.
+_STRIDE = 16
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Night:
+    """When the model for the night looks instead of the other; whatever is said holds.
+
+    Attributes:
+        model: its hash in the registry.
+        is_night: whether it is night by the clock.
+        darker_than: mean brightness of a picture, 0 to 255, below which it is night in it.
+    """
+
+    model: str
+    is_night: Callable[[], bool] | None = None
+    darker_than: float | None = None
+
+
+@dataclass(slots=True)
+class _Serving:
+    """An engine at work, and the one before it as long as it may be needed."""
+
+    engine: Engine
+    before: Engine | None = None
+    good: int = field(default=0)
+
+
+class Host:
+    """Looks at pictures with the model in use; many threads may ask, and none of them notices that it is changed.
+
+    A model is opened, warmed and tested beside the one in use, and only then takes its place: who has begun with the
+    former one ends with it. An engine that fails on its first pictures is taken back by itself.
+
+    Args:
+        registry: where models lie and which is used.
+        opener: opens one.
+        model: hash of the one to begin with.
+        night: of another one, and when it looks.
+
+    Raises:
+        ManyeyesError: a model cannot be opened, or fails its test.
+    """
+
+    def __init__(self, registry: Registry, opener: Opener, model: str, night: Night | None = None) -> None:
+        self.registry = registry
+        self._opener = opener
+        self._night = night
+        self._changing = threading.Lock()
+        self._serving = _Serving(self._ready(model))
+        self._night_engine = self._ready(night.model) if night else None
+        self._forced: Scene | None = None
+        self.changes = 0
+        self.taken_back = 0
+        if registry.used[:1] != [model]:
+            registry.use(model)
+
+    @property
+    def engine(self) -> Engine:
+        """The one that looks now, as far as the clock or an order says."""
+        return self._engine_for(self.scene)
+
+    @property
+    def night(self) -> Night | None:
+        """The model for the night, if there is one."""
+        return self._night
+
+    @property
+    def scene(self) -> Scene:
+        """What it is, if no picture is asked."""
+        if self._forced:
+            return self._forced
+        by_clock = self._night and self._night.is_night and self._night.is_night()
+        return "night" if by_clock else "day"
+
+    @property
+    def forced(self) -> Scene | None:
+        """What was ordered; None where the rule decides."""
+        return self._forced
+
+    def force(self, scene: Scene | None) -> None:
+        """Look as by day or as by night from now on, or by the rule again.
+
+        Raises:
+            WeightsError: there is no model for the night.
+        """
+        if scene == "night" and self._night is None:
+            raise WeightsError(
+                "there is no model for the night", cure="Start with --night MODEL, or `night:` in the configuration."
+            )
+        self._forced = scene
+
+    @property
+    def at_once(self) -> int:
+        """As many pictures are worth asking for at the same time."""
+        return self._serving.engine.at_once
+
+    def look(self, picture: bytes | Decoded, *, min_score: float = 0.25, most_pixels: int = MOST_PIXELS) -> Found:
+        """Find objects in one picture.
+
+        Args:
+            picture: the bytes of its file, or what `decode` made of them.
+            min_score: lowest score kept.
+            most_pixels: a larger file is not decoded.
+
+        Raises:
+            DataError: the bytes are no picture, or it is too large.
+        """
+        began = time.perf_counter()
+        if isinstance(picture, bytes):
+            picture = decode(picture, self._serving.engine.imgsz, most_pixels=most_pixels)
+        scene = self._scene_of(picture.picture)
+        found = self._looked(self._engine_for(scene), picture, min_score)
+        return replace(found, scene=scene, seconds=time.perf_counter() - began)
+
+    def use(self, model: str) -> Entry:
+        """Change to another model of the registry; whoever asks meanwhile is served by the former one.
+
+        Raises:
+            ManyeyesError: it cannot be opened or fails its test; the former one stays.
+        """
+        with self._changing:
+            entry = self.registry.entry(model)
+            if entry.hash == self._serving.engine.model_hash:
+                return entry
+            fresh = self._ready(entry.hash, like=self._serving.engine)
+            self.registry.use(entry.hash)
+            self._serving = _Serving(fresh, before=self._serving.engine)
+            self.changes += 1
+            _log.info("model %s (%s) is in use", entry.hash[:12], entry.label)
+            return entry
+
+    def roll_back(self) -> Entry:
+        """Change to the model that was used before this one.
+
+        Raises:
+            WeightsError: there was none.
+            ManyeyesError: it cannot be opened or fails its test; the present one stays.
+        """
+        with self._changing:
+            used = self.registry.used
+            if len(used) < 2:
+                raise WeightsError("there is no model to go back to: this one is the first")
+            fresh = self._ready(used[1], like=self._serving.engine)
+            self.registry.drop_used()
+            self._serving = _Serving(fresh)
+            self.changes += 1
+            return self.registry.entry(used[1])
+
+    def _ready(self, model: str, like: Engine | None = None) -> Engine:
+        """An engine that passed its test, warm for what pictures have come lately."""
+        engine = self._opener(model)
+        _self_test(engine)
+        for canvas in like.canvases if like else _USUAL_SIZES:
+            engine.warm_up(canvas)
+        return engine
+
+    def _scene_of(self, picture: Picture) -> Scene:
+        darker_than = self._night.darker_than if self._night else None
+        if darker_than is None or self._forced:
+            return self.scene
+        dark = float(picture[::_STRIDE, ::_STRIDE].mean()) < darker_than
+        return "night" if dark else self.scene
+
+    def _engine_for(self, scene: Scene) -> Engine:
+        return self._night_engine if scene == "night" and self._night_engine else self._serving.engine
+
+    def _looked(self, engine: Engine, picture: Decoded, min_score: float) -> Found:
+        serving = self._serving
+        try:
+            found = engine.look(picture, min_score=min_score)
+        except ManyeyesError:
+            raise
+        except Exception:
+            if engine is not serving.engine or serving.before is None:
+                raise
+            self._take_back(serving)
+            return serving.before.look(picture, min_score=min_score)
+        if engine is serving.engine and serving.before is not None:
+            serving.good += 1
+            if serving.good >= _PROBATION:
+                serving.before = None  # its memory is free again
+        return found
+
+    def _take_back(self, serving: _Serving) -> None:
+        with self._changing:
+            if self._serving is not serving or serving.before is None:
+                return
+            _log.exception("model %s fails: back to the former one", serving.engine.model_hash[:12])
+            self._serving = _Serving(serving.before)
+            self.registry.drop_used()
+            self.taken_back += 1
+
+
+def _self_test(engine: Engine) -> None:
+    """Whether what an engine gives for a noisy picture are boxes; warms it too.
+
+    Raises:
+        WeightsError: it fails, or gives nothing that could be a box.
+    """
+    height, width = _SELF_TEST_SIZE
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    try:
+        # Without a threshold a sound network has candidates everywhere; one that computes NaN has none.
+        found = engine.predict(Decoded(noise, (height, width)), min_score=0.0)
+    except Exception as error:  # whatever a network raises, it is not to be used
+        raise WeightsError(f"fails its test ({error})", file=engine.model_hash[:12]) from error
+    if not len(found) or not np.isfinite(found.xyxy).all():
+        raise WeightsError(
+            "fails its test: what it computes are no boxes", file=engine.model_hash[:12], cure="Export it again."
+        )

@@ -1,0 +1,198 @@
+"""What the API answers, for its description in OpenAPI and for whoever reads it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from manyeyes.registry import Entry
+from manyeyes.runtime.engine import Found
+from manyeyes.web.history import Seen
+from manyeyes.web.jobs import Job
+
+__all__ = [
+    "Box",
+    "FoundAnswer",
+    "HistoryAnswer",
+    "JobAnswer",
+    "ManyAnswer",
+    "ModelAnswer",
+    "OneOfMany",
+    "Problem",
+    "StatusAnswer",
+    "StreamAnswer",
+    "TokenAnswer",
+    "found_values",
+]
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+
+
+class Problem(_Answer):
+    """Why something cannot be done, and what helps."""
+
+    reason: str
+    cure: str | None = None
+
+
+class Box(_Answer):
+    """One object."""
+
+    name: str = Field(alias="class")
+    class_id: int
+    score: float = Field(description="0 to 1")
+    xyxy: tuple[float, float, float, float] = Field(description="corners in pixels: left, top, right, bottom")
+
+
+class FoundAnswer(_Answer):
+    """What was found in one picture."""
+
+    width: int = Field(description="of the picture, in pixels")
+    height: int
+    model: str = Field(description="hash of the model that looked")
+    scene: Literal["day", "night"] = Field(description="for which that model is")
+    milliseconds: float = Field(description="from the picture's bytes to its boxes")
+    detections: list[Box]
+
+
+class OneOfMany(_Answer):
+    """One picture of several: what was found, or why it was not looked at."""
+
+    file: str
+    found: FoundAnswer | None
+    error: str | None
+
+
+class ManyAnswer(_Answer):
+    """Several pictures, in the order in which they were sent."""
+
+    pictures: list[OneOfMany]
+
+
+class JobAnswer(_Answer):
+    """An archive and how far it is."""
+
+    id: str
+    name: str
+    state: Literal["waiting", "running", "done", "stopped", "failed"]
+    files: int
+    looked_at: int
+    errors: int
+    min_score: float
+    created: float = Field(description="seconds since 1970")
+    began: float | None
+    ended: float | None
+    error: str | None
+    seconds_left: float | None
+
+    @classmethod
+    def of(cls, job: Job) -> JobAnswer:
+        """From a job."""
+        return cls.model_validate(job, from_attributes=True)
+
+
+class ModelAnswer(_Answer):
+    """A model of this site."""
+
+    hash: str
+    label: str
+    added: float = Field(description="seconds since 1970")
+    bytes: int
+    classes: list[str]
+    imgsz: int = Field(description="long side in pixels it was trained at")
+    precision: str
+    round: int | None = Field(description="of the run it was made in")
+    in_use: bool
+    night: bool = Field(description="whether it looks at night")
+
+    @classmethod
+    def of(cls, entry: Entry, *, in_use: bool, night: bool) -> ModelAnswer:
+        """From the registry's entry."""
+        return cls(
+            hash=entry.hash,
+            label=entry.label,
+            added=entry.added,
+            bytes=entry.num_bytes,
+            classes=list(entry.info.names),
+            imgsz=entry.info.imgsz,
+            precision=entry.info.precision,
+            round=entry.round,
+            in_use=in_use,
+            night=night,
+        )
+
+
+class StreamAnswer(_Answer):
+    """A camera and how it is."""
+
+    name: str
+    source: str = Field(description="without user name, password and query")
+    state: str
+    frames: int
+    skipped: int = Field(description="frames that a newer one took the place of")
+    per_second: float
+    milliseconds: float | None = Field(description="mean, from a frame's arrival to its boxes")
+    p95_milliseconds: float | None
+    error: str | None
+
+
+class HistoryAnswer(_Answer):
+    """One picture that was looked at."""
+
+    id: int
+    time: float = Field(description="seconds since 1970")
+    source: str
+    name: str
+    model: str
+    counts: dict[str, int] = Field(description="class → objects")
+    milliseconds: float
+
+    @classmethod
+    def of(cls, seen: Seen) -> HistoryAnswer:
+        """From the history."""
+        return cls.model_validate(seen, from_attributes=True)
+
+
+class StatusAnswer(_Answer):
+    """The server as a whole."""
+
+    version: str
+    model: str
+    label: str
+    classes: list[str]
+    scene: Literal["day", "night"]
+    ordered: Literal["day", "night"] | None = Field(description="the scene somebody ordered; null where the rule holds")
+    backend: str
+    precision: str
+    imgsz: int
+    seconds: float = Field(description="since it was started")
+    pictures: int
+    waiting: int
+    model_changes: int
+    taken_back: int = Field(description="new models that failed and were taken back by themselves")
+    role: Literal["viewer", "administrator"] = Field(description="of who asks")
+    guarded: bool = Field(description="whether a password is needed")
+
+
+class TokenAnswer(_Answer):
+    """A program's pass; the pass itself is shown once."""
+
+    name: str
+    role: Literal["viewer", "administrator"]
+    created: float
+    token: str | None = None
+
+
+def found_values(found: Found) -> dict[str, Any]:
+    """`FoundAnswer` as plain values; made for each picture, so without a detour."""
+    return {
+        "width": found.size[1],
+        "height": found.size[0],
+        "model": found.engine.model_hash,
+        "scene": found.scene,
+        "milliseconds": round(1000 * found.seconds, 2),
+        "detections": found.detections.to_list(found.engine.names),
+    }

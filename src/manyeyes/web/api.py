@@ -1,0 +1,475 @@
+"""The REST API of a site's server; what each address does stands in its OpenAPI description, /api/v1/openapi.json."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import shutil
+import time
+from functools import partial
+from importlib.metadata import version
+from typing import Annotated, Any, Literal
+
+import anyio.to_thread
+import cv2
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import Path as PathParameter
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+from starlette.responses import FileResponse, JSONResponse
+
+from manyeyes.errors import DataError
+from manyeyes.report.pictures import draw_detections
+from manyeyes.runtime.engine import Found
+from manyeyes.web.access import Role
+from manyeyes.web.answers import (
+    FoundAnswer,
+    HistoryAnswer,
+    JobAnswer,
+    ManyAnswer,
+    ModelAnswer,
+    Problem,
+    StatusAnswer,
+    StreamAnswer,
+    TokenAnswer,
+    found_values,
+)
+from manyeyes.web.edge import Edge
+from manyeyes.web.jobs import Job
+from manyeyes.web.uploads import Upload, read_picture, read_pictures, save_archive
+
+__all__ = ["COOKIE", "PREFIX", "body_limits", "edge_router", "role_of"]
+
+PREFIX = "/api/v1"
+COOKIE = "manyeyes"
+_BEARER = "bearer "
+_FORM_SLACK = 100_000
+_PICTURE = {"type": "string", "format": "binary"}
+_JPEG_QUALITY = 90
+
+RoleName = Literal["viewer", "administrator"]
+Hash = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{8,64}$", description="the model's hash, or its beginning")]
+JobId = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{16}$")]
+Name = Annotated[str, PathParameter(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Score = Annotated[float | None, Query(ge=0.01, le=1, description="lowest score shown; default: the server's")]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class LoginBody(_Body):
+    """A password; whose it is, it says itself."""
+
+    password: str = Field(max_length=1000)
+
+
+class SceneBody(_Body):
+    """Day, night, or null for the rule."""
+
+    scene: Literal["day", "night"] | None
+
+
+class StreamBody(_Body):
+    """A camera of this machine, its number or /dev/videoN, or an address such as rtsp://HOST/PATH."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    source: str = Field(min_length=1, max_length=1000)
+
+
+class TokenBody(_Body):
+    """A pass for a program."""
+
+    name: str = Field(min_length=1, max_length=100)
+    role: RoleName = "viewer"
+
+
+def body_limits(edge: Edge) -> dict[str, int]:
+    """Most bytes of a request's body, by path; see `Rules`."""
+    limits = edge.config.limits
+    one, archive = limits.picture_bytes + _FORM_SLACK, limits.zip_bytes + _FORM_SLACK
+    return {
+        f"{PREFIX}/detect": one,
+        f"{PREFIX}/detect/picture": one,
+        f"{PREFIX}/detect/many": min(limits.pictures * one, archive),
+        f"{PREFIX}/jobs": archive,
+    }
+
+
+def role_of(edge: Edge, connection: HTTPConnection) -> Role | None:
+    """What somebody may do: by the token of a program, or the session of a browser."""
+    if not edge.guarded:
+        return Role.administrator
+    header = connection.headers.get("authorization", "")
+    if header.lower().startswith(_BEARER):
+        return edge.access.role_of_token(header[len(_BEARER) :].strip())
+    return edge.access.role_of_session(connection.cookies.get(COOKIE, ""))
+
+
+def edge_router(edge: Edge) -> APIRouter:
+    """All addresses below /api/v1."""
+    refusals: dict[int | str, dict[str, Any]] = {
+        code: {"model": Problem} for code in (400, 401, 403, 404, 408, 409, 413, 415, 421, 422, 429, 500, 503, 507)
+    }
+    router = APIRouter(prefix=PREFIX, responses=refusals)
+    for add in (_detection, _jobs, _models, _streams, _history, _access):
+        add(router, edge)
+    return router
+
+
+def _needs(edge: Edge, role: Role) -> Any:
+    def check(request: Request) -> None:
+        found = role_of(edge, request)
+        if found is None:
+            raise HTTPException(401, "needs a password or a token", {"WWW-Authenticate": "Bearer"})
+        if found < role:
+            raise HTTPException(403, f"needs the role of {role.name}")
+
+    return Depends(check)
+
+
+def _bodies(*types: str, form: dict[str, Any]) -> dict[str, Any]:
+    """For OpenAPI: bytes as they are, or a form."""
+    content: dict[str, Any] = {kind: {"schema": _PICTURE} for kind in types}
+    content["multipart/form-data"] = {"schema": {"type": "object", "properties": form, "required": list(form)}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+# -- detection --------------------------------------------------------------------------------------------------------
+
+
+def _detection(router: APIRouter, edge: Edge) -> None:
+    viewer = [_needs(edge, Role.viewer)]
+    limits = edge.config.limits
+    one = _bodies("image/jpeg", "image/png", "image/webp", "application/octet-stream", form={"file": _PICTURE})
+
+    async def looked(request: Request, min_score: float | None) -> tuple[Upload, Found]:
+        upload = await read_picture(request, limits)
+        score = min_score or edge.config.min_score
+        return upload, await edge.look(upload.data, score, source="request", name=upload.name)
+
+    @router.post("/detect", dependencies=viewer, responses={200: {"model": FoundAnswer}}, openapi_extra=one)
+    async def detect(request: Request, min_score: Score = None) -> Response:
+        """Find objects in one picture: its bytes as the body, or a form with one file."""
+        _, found = await looked(request, min_score)
+        return JSONResponse(found_values(found))
+
+    @router.post(
+        "/detect/picture",
+        dependencies=viewer,
+        response_class=Response,
+        responses={200: {"content": {"image/jpeg": {"schema": _PICTURE}}}},
+        openapi_extra=one,
+    )
+    async def detect_and_draw(request: Request, min_score: Score = None) -> Response:
+        """Find objects in one picture and draw them: a JPEG, as large as the picture was looked at."""
+        _, found = await looked(request, min_score)
+        return Response(await anyio.to_thread.run_sync(drawn, found), media_type="image/jpeg")
+
+    many = _bodies(form={"files": {"type": "array", "items": _PICTURE}})
+
+    @router.post("/detect/many", dependencies=viewer, responses={200: {"model": ManyAnswer}}, openapi_extra=many)
+    async def detect_many(request: Request, min_score: Score = None) -> Response:
+        """Find objects in the pictures of a form; one that cannot be looked at says why, and the others go on."""
+        answers = []
+        for upload in await read_pictures(request, limits):
+            answer: dict[str, Any] = {"file": upload.name, "found": None, "error": None}
+            try:
+                score = min_score or edge.config.min_score
+                answer["found"] = found_values(await edge.look(upload.data, score, source="request", name=upload.name))
+            except DataError as error:
+                answer["error"] = str(error)
+            answers.append(answer)
+        return JSONResponse({"pictures": answers})
+
+
+def drawn(found: Found) -> bytes:
+    """A new JPEG of a picture with its boxes; of the bytes that came nothing is passed on."""
+    picture, boxes = found.picture, found.detections
+    scale = picture.shape[1] / found.size[1], picture.shape[0] / found.size[0]
+    rows = [
+        (x1 * scale[0], y1 * scale[1], x2 * scale[0], y2 * scale[1], score, class_id)
+        for (x1, y1, x2, y2), score, class_id in zip(boxes.xyxy, boxes.score, boxes.class_id, strict=True)
+    ]
+    image = draw_detections(picture, rows, found.engine.names)
+    return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1])
+
+
+# -- jobs -------------------------------------------------------------------------------------------------------------
+
+
+def _jobs(router: APIRouter, edge: Edge) -> None:
+    viewer, administrator = [_needs(edge, Role.viewer)], [_needs(edge, Role.administrator)]
+    archive = _bodies("application/zip", "application/octet-stream", form={"file": _PICTURE})
+
+    def known(id: str) -> Job:
+        job = edge.jobs.get(id)
+        if job is None:
+            raise HTTPException(404, f"there is no job {id}")
+        return job
+
+    @router.post(
+        "/jobs",
+        status_code=202,
+        dependencies=viewer,
+        responses={202: {"model": JobAnswer}},
+        openapi_extra=archive,
+    )
+    async def add_job(request: Request, min_score: Score = None) -> JobAnswer:
+        """Look at all pictures of a ZIP archive, one after the other; ask for the job to see how far it is."""
+        _check_room(edge, request)
+        with edge.jobs.receiving() as path:
+            name = await save_archive(request, path)
+            submit = partial(edge.jobs.submit, path, name, min_score or edge.config.min_score)
+            return JobAnswer.of(await anyio.to_thread.run_sync(submit))
+
+    @router.get("/jobs", dependencies=viewer)
+    def list_jobs() -> list[JobAnswer]:
+        """All archives, the newest first."""
+        return [JobAnswer.of(job) for job in edge.jobs.all()]
+
+    @router.get("/jobs/{id}", dependencies=viewer)
+    def show_job(id: JobId) -> JobAnswer:
+        """One archive and how far it is."""
+        return JobAnswer.of(known(id))
+
+    @router.get(
+        "/jobs/{id}/results",
+        dependencies=viewer,
+        response_class=Response,
+        responses={200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}}},
+    )
+    def job_results(id: JobId) -> Response:
+        """What was found so far: one JSON object a line, with `file` and either `detections` or `error`."""
+        known(id)
+        path = edge.jobs.results(id)
+        if path is None:
+            return Response(b"", media_type="application/jsonl")
+        return FileResponse(path, media_type="application/jsonl", filename=f"{id}.jsonl")
+
+    @router.post("/jobs/{id}/stop", dependencies=viewer)
+    def stop_job(id: JobId) -> JobAnswer:
+        """Look at no more of its pictures; what was found stays."""
+        known(id)
+        edge.jobs.stop(id)
+        return JobAnswer.of(known(id))
+
+    @router.delete("/jobs/{id}", status_code=204, dependencies=administrator)
+    def delete_job(id: JobId) -> None:
+        """Stop it, and delete archive and results."""
+        known(id)
+        edge.jobs.delete(id)
+
+
+def _check_room(edge: Edge, request: Request) -> None:
+    wanted = int(request.headers.get("content-length", "0"))
+    # A form lies on the disk twice for a moment.
+    if 2 * wanted > shutil.disk_usage(edge.config.state).free:
+        raise HTTPException(507, "there is no room on the disk for this archive")
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+def _models(router: APIRouter, edge: Edge) -> None:
+    viewer, administrator = [_needs(edge, Role.viewer)], [_needs(edge, Role.administrator)]
+
+    def answers() -> list[ModelAnswer]:
+        used = edge.registry.used[:1]
+        night = edge.host.night
+        return [
+            ModelAnswer.of(entry, in_use=[entry.hash] == used, night=night is not None and night.model == entry.hash)
+            for entry in edge.registry.entries()
+        ]
+
+    def known(name: str) -> str:
+        fitting = [entry.hash for entry in edge.registry.entries() if entry.hash.startswith(name)]
+        if len(fitting) != 1:
+            raise HTTPException(404, f"there are {len(fitting) or 'no'} models whose hash begins with {name}")
+        return fitting[0]
+
+    @router.get("/status", dependencies=viewer)
+    def status(request: Request) -> StatusAnswer:
+        """The server as a whole."""
+        engine, metrics = edge.host.engine, edge.metrics
+        return StatusAnswer(
+            version=version("manyeyes"),
+            model=engine.model_hash,
+            label=edge.registry.entry(engine.model_hash).label,
+            classes=list(engine.names),
+            scene=edge.host.scene,
+            ordered=edge.host.forced,
+            backend=engine.backend,
+            precision=engine.precision,
+            imgsz=engine.imgsz,
+            seconds=time.time() - edge.began,
+            pictures=metrics.pictures,
+            waiting=metrics.waiting,
+            model_changes=edge.host.changes,
+            taken_back=edge.host.taken_back,
+            role=(role_of(edge, request) or Role.viewer).name,
+            guarded=edge.guarded,
+        )
+
+    @router.get("/models", dependencies=viewer)
+    def list_models() -> list[ModelAnswer]:
+        """The models of this site, the newest first. New ones come from its own machine or its federation alone."""
+        return answers()
+
+    @router.post("/models/{hash}/use", dependencies=administrator)
+    def use_model(hash: Hash) -> list[ModelAnswer]:
+        """Change to a model: it is opened, warmed and tested beside the present one, which serves meanwhile."""
+        edge.host.use(known(hash))
+        return answers()
+
+    @router.post("/models/roll-back", dependencies=administrator)
+    def roll_back() -> list[ModelAnswer]:
+        """Change to the model that was used before."""
+        edge.host.roll_back()
+        return answers()
+
+    @router.put("/scene", status_code=204, dependencies=administrator)
+    def order_scene(body: SceneBody) -> None:
+        """Look with the model for the day or for the night from now on; null gives the choice back to the rule."""
+        edge.host.force(body.scene)
+
+
+# -- streams ----------------------------------------------------------------------------------------------------------
+
+
+def _streams(router: APIRouter, edge: Edge) -> None:
+    viewer, administrator = [_needs(edge, Role.viewer)], [_needs(edge, Role.administrator)]
+
+    def answers() -> list[StreamAnswer]:
+        return [
+            StreamAnswer(
+                name=stream.name,
+                source=stream.source,
+                state=stream.state,
+                frames=stream.looked_at,
+                skipped=stream.skipped,
+                per_second=stream.frames_per_second,
+                milliseconds=stream.mean_ms,
+                p95_milliseconds=stream.p95_ms,
+                error=stream.error,
+            )
+            for stream in edge.streams.status()
+        ]
+
+    def known(name: str) -> None:
+        if all(stream.name != name for stream in edge.streams.status()):
+            raise HTTPException(404, f"there is no camera {name}")
+
+    @router.get("/streams", dependencies=viewer)
+    def list_streams() -> list[StreamAnswer]:
+        """All cameras and how they are; their passwords are shown to nobody."""
+        return answers()
+
+    @router.post("/streams", status_code=201, dependencies=administrator)
+    def add_stream(body: StreamBody) -> list[StreamAnswer]:
+        """Watch another camera, until the server ends; lasting ones stand in its configuration."""
+        edge.streams.add(body.name, body.source)
+        return answers()
+
+    @router.delete("/streams/{name}", status_code=204, dependencies=administrator)
+    def remove_stream(name: Name) -> None:
+        """Watch it no more."""
+        known(name)
+        edge.streams.remove(name)
+
+    @router.get(
+        "/streams/{name}/picture",
+        dependencies=viewer,
+        response_class=Response,
+        responses={200: {"content": {"image/jpeg": {"schema": _PICTURE}}}},
+    )
+    def stream_picture(name: Name) -> Response:
+        """The newest frame with its boxes, as a JPEG."""
+        known(name)
+        found = edge.latest(name)
+        if found is None:
+            raise HTTPException(503, "no frame has come yet", {"Retry-After": "1"})
+        return Response(drawn(found), media_type="image/jpeg")
+
+
+# -- history ----------------------------------------------------------------------------------------------------------
+
+
+def _history(router: APIRouter, edge: Edge) -> None:
+    viewer = [_needs(edge, Role.viewer)]
+
+    @router.get("/history", dependencies=viewer)
+    def history(
+        most: Annotated[int, Query(ge=1, le=1000)] = 100,
+        before: Annotated[int | None, Query(ge=0, le=2**62, description="only older ones than this id")] = None,
+        source: Annotated[str | None, Query(max_length=100)] = None,
+        name: Annotated[str | None, Query(alias="class", max_length=200)] = None,
+    ) -> list[HistoryAnswer]:
+        """Pictures that were looked at, the newest first; of the pictures themselves nothing is kept."""
+        edge.history.flush()
+        return [HistoryAnswer.of(seen) for seen in edge.history.latest(most, before=before, source=source, name=name)]
+
+    @router.get("/history/totals", dependencies=viewer)
+    def totals(hours: Annotated[float, Query(gt=0, le=24 * 366)] = 24) -> dict[str, int]:
+        """Objects found in the last hours, by class."""
+        edge.history.flush()
+        return edge.history.totals(time.time() - 3600 * hours)
+
+
+# -- access -----------------------------------------------------------------------------------------------------------
+
+
+def _access(router: APIRouter, edge: Edge) -> None:
+    administrator = [_needs(edge, Role.administrator)]
+
+    @router.post("/login", status_code=204)
+    def login(request: Request, response: Response, body: LoginBody) -> None:
+        """Begin a session with a password."""
+        address = _address(request)
+        wait = edge.guesses.wait(address)
+        if wait > 0:
+            seconds = str(math.ceil(wait))
+            raise HTTPException(429, f"too many wrong passwords: wait {seconds} seconds", {"Retry-After": seconds})
+        role = edge.access.role_of_password(body.password)
+        if role is None:
+            edge.guesses.wrong(address)
+            raise HTTPException(401, "is not the password")
+        edge.guesses.right(address)
+        secure = request.url.scheme == "https"
+        session = edge.access.begin_session(role)
+        response.set_cookie(COOKIE, session, httponly=True, samesite="strict", secure=secure, path="/")
+
+    @router.post("/logout", status_code=204)
+    def logout(request: Request, response: Response) -> None:
+        """End the session."""
+        edge.access.end_session(request.cookies.get(COOKIE, ""))
+        response.delete_cookie(COOKIE, path="/")
+
+    @router.get("/tokens", dependencies=administrator)
+    def list_tokens() -> list[TokenAnswer]:
+        """Passes of programs; the passes themselves are not kept."""
+        return [TokenAnswer(name=t.name, role=t.role.name, created=t.created) for t in edge.access.tokens()]
+
+    @router.post("/tokens", status_code=201, dependencies=administrator)
+    def make_token(body: TokenBody) -> TokenAnswer:
+        """Make a pass for a program: it is shown this once, and sent as `Authorization: Bearer PASS`."""
+        token = edge.access.make_token(body.name, Role[body.role])
+        return TokenAnswer(name=body.name, role=body.role, created=time.time(), token=token)
+
+    @router.delete("/tokens/{name}", status_code=204, dependencies=administrator)
+    def revoke_token(name: Annotated[str, PathParameter(max_length=100)]) -> None:
+        """Take a pass back."""
+        if all(token.name != name for token in edge.access.tokens()):
+            raise HTTPException(404, f"there is no token {name!r}")
+        edge.access.revoke_token(name)
+
+
+def _address(request: Request) -> str:
+    """Who guesses: an address, or the network of a house where addresses are free (RFC 6177)."""
+    host = request.client.host if request.client else ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else host

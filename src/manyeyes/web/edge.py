@@ -1,0 +1,179 @@
+"""A site's server with all that belongs to it: models, history, jobs, cameras, and who may do what."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from starlette.exceptions import HTTPException
+
+from manyeyes.errors import ConfigError, DataError
+from manyeyes.federation.hours import DayHours
+from manyeyes.registry import Registry
+from manyeyes.runtime.archive import ArchiveLimits
+from manyeyes.runtime.engine import Engine, Found, open_engine
+from manyeyes.runtime.host import Host, Night
+from manyeyes.runtime.streams import StreamResult, Streams
+from manyeyes.web.access import Access, Guesses
+from manyeyes.web.answers import found_values
+from manyeyes.web.history import History, Seen
+from manyeyes.web.jobs import Job, Jobs
+from manyeyes.web.metrics import EdgeMetrics
+from manyeyes.web.settings import ServeConfig
+
+__all__ = ["Edge", "open_edge"]
+
+# A camera is remembered when what it shows has changed, and not more often than this, in seconds.
+_REMEMBER_EVERY = 1.0
+_MOST_REMEMBERED = 1000
+
+
+class Edge:
+    """What the routes of a server share.
+
+    Args:
+        config: as it was started.
+        registry, host, access, history: its parts.
+        stack: ends what is begun here.
+
+    Attributes:
+        began: when, in seconds since 1970.
+    """
+
+    def __init__(self, config: ServeConfig, registry: Registry, host: Host, history: History, stack: ExitStack) -> None:
+        self.config, self.registry, self.host, self.history = config, registry, host, history
+        self.access = Access(config.state)
+        self.guarded = config.public or self.access.guarded
+        self.guesses = Guesses(config.limits.guesses)
+        self.metrics = EdgeMetrics()
+        self.began = time.time()
+        self._looking = anyio.CapacityLimiter(1 + (config.threads or len(os.sched_getaffinity(0))))
+        self.watching = anyio.CapacityLimiter(config.limits.connections)
+        self._remembered: OrderedDict[str, tuple[float, Counter[str] | None]] = OrderedDict()
+        limits = config.limits
+        packed = ArchiveLimits(limits.zip_entries, limits.picture_bytes, limits.zip_unpacked, limits.zip_ratio)
+        self.jobs = Jobs(config.state / "jobs", self._look_for_job, packed, limits.jobs)
+        stack.callback(self.jobs.close)
+        self.streams = stack.enter_context(
+            Streams(lambda: host, min_score=config.min_score, most=limits.streams, on_result=self._seen_by_stream)
+        )
+        for name, source in config.streams.items():
+            self.streams.add(name, source)
+
+    @property
+    def waiting(self) -> int:
+        """Pictures that wait for their turn, or have it."""
+        return self.metrics.waiting
+
+    async def look(self, data: bytes | None, min_score: float, *, source: str, name: str) -> Found:
+        """Find objects in a picture that somebody sent; remembered and counted.
+
+        Raises:
+            HTTPException: too many wait already.
+            DataError: it is no picture, or too large.
+        """
+        limits = self.config.limits
+        if data is None:
+            raise DataError(f"is larger than {limits.picture_bytes / 1e6:g} MB")
+        if self.metrics.waiting >= limits.waiting:
+            self.metrics.turned_away += 1
+            raise HTTPException(503, "too many pictures wait already", {"Retry-After": "1"})
+        look = partial(self._look, data, min_score, source=source, name=name)
+        self.metrics.waiting += 1
+        try:
+            return await anyio.to_thread.run_sync(look, limiter=self._looking)
+        finally:
+            self.metrics.waiting -= 1
+
+    def latest(self, stream: str) -> Found | None:
+        """The newest frame of a camera and what was found in it; None before the first."""
+        result = self.streams.latest(stream)
+        return result.found if result else None
+
+    def _look(self, data: bytes, min_score: float, *, source: str, name: str) -> Found:
+        try:
+            found = self.host.look(data, min_score=min_score, most_pixels=self.config.limits.picture_pixels)
+        except DataError:
+            self.metrics.refused += 1
+            raise
+        self._remember(source, name, found.engine, found.detections.class_id, found.seconds)
+        return found
+
+    def _look_for_job(self, name: str, data: bytes, job: Job) -> dict[str, Any]:
+        return found_values(self._look(data, job.min_score, source=f"job {job.id}", name=name))
+
+    def _seen_by_stream(self, result: StreamResult) -> None:
+        found, source = result.found, f"stream {result.name}"
+        self._remember(source, str(result.number), found.engine, found.detections.class_id, result.latency)
+
+    def _remember(self, source: str, name: str, engine: Engine, class_ids: Iterable[int], seconds: float) -> None:
+        kind, now = source.partition(" ")[0], time.time()
+        self.metrics.count(kind, seconds)
+        counts = Counter(engine.names[class_id] for class_id in class_ids)
+        if kind in ("live", "stream") and not self._is_news(source, counts, now):
+            return
+        self.history.add(Seen(now, source, name, engine.model_hash, dict(counts), round(1000 * seconds, 2)))
+
+    def _is_news(self, source: str, counts: Counter[str], now: float) -> bool:
+        last, before = self._remembered.get(source, (-math.inf, None))
+        if counts == before or now - last < _REMEMBER_EVERY:
+            return False
+        self._remembered[source] = now, counts
+        self._remembered.move_to_end(source)
+        if len(self._remembered) > _MOST_REMEMBERED:
+            self._remembered.popitem(last=False)
+        return True
+
+
+@contextmanager
+def open_edge(config: ServeConfig) -> Iterator[Edge]:
+    """Within the block a server's parts are at work.
+
+    Raises:
+        ConfigError: no model is named, and none was used before; or a public address without a password.
+        ManyeyesError: a model, the history or the state folder cannot be used.
+    """
+    if config.public and not Access(config.state).guarded:
+        raise ConfigError(
+            f"{config.host} can be reached by other machines, and there is no password",
+            key="host",
+            cure=f"Set one with `manyeyes access password --state {config.state}`, or listen on 127.0.0.1.",
+        )
+    registry = Registry(config.state / "models")
+    chosen = registry.add(config.model).hash if config.model else next(iter(registry.used), None)
+    if chosen is None:
+        raise ConfigError("no model is named, and none was used before", key="model", cure="manyeyes serve MODEL")
+    night = _night(config, registry)
+    host = Host(registry, partial(_open, config, registry), chosen, night)
+    with ExitStack() as stack:
+        history = History(config.state, config.limits.history)
+        stack.callback(history.close)
+        yield Edge(config, registry, host, history, stack)
+
+
+def _night(config: ServeConfig, registry: Registry) -> Night | None:
+    if config.night is None:
+        return None
+    hours = DayHours.parse(config.night.hours) if config.night.hours else None
+    is_night = (lambda: hours.closes(datetime.now()) is not None) if hours else None
+    return Night(registry.add(config.night.model).hash, is_night, config.night.darker_than)
+
+
+def _open(config: ServeConfig, registry: Registry, model: str) -> Engine:
+    return open_engine(
+        registry.path(model),
+        backend=config.backend,
+        precision=config.precision,
+        threads=config.threads,
+        imgsz=config.imgsz,
+        measured=registry.measured,
+    )
