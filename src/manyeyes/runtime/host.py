@@ -97,8 +97,8 @@ class Host:
     @property
     def scene(self) -> Scene:
         """What it is, if no picture is asked."""
-        if self._forced:
-            return self._forced
+        if forced := self._forced:
+            return forced
         by_clock = self._night and self._night.is_night and self._night.is_night()
         return "night" if by_clock else "day"
 
@@ -137,9 +137,9 @@ class Host:
         """
         began = time.perf_counter()
         if isinstance(picture, bytes):
-            picture = decode(picture, self._serving.engine.imgsz, most_pixels=most_pixels)
+            picture = decode(picture, self._side, most_pixels=most_pixels)
         scene = self._scene_of(picture.picture)
-        found = self._looked(self._engine_for(scene), picture, min_score)
+        found = self._looked(scene, picture, min_score)
         return replace(found, scene=scene, seconds=time.perf_counter() - began)
 
     def use(self, model: str) -> Entry:
@@ -191,21 +191,31 @@ class Host:
         dark = float(picture[::_STRIDE, ::_STRIDE].mean()) < darker_than
         return "night" if dark else self.scene
 
+    @property
+    def _side(self) -> int:
+        """No picture is decoded smaller than the model that will look at it needs."""
+        engines = (self._serving.engine, self._night_engine)
+        return max(engine.imgsz for engine in engines if engine)
+
     def _engine_for(self, scene: Scene) -> Engine:
         return self._night_engine if scene == "night" and self._night_engine else self._serving.engine
 
-    def _looked(self, engine: Engine, picture: Decoded, min_score: float) -> Found:
+    def _looked(self, scene: Scene, picture: Decoded, min_score: float) -> Found:
+        if scene == "night" and self._night_engine:
+            return self._night_engine.look(picture, min_score=min_score)
+        # Asked once: it may be another the moment after.
         serving = self._serving
+        engine, before = serving.engine, serving.before
         try:
             found = engine.look(picture, min_score=min_score)
         except ManyeyesError:
             raise
         except Exception:
-            if engine is not serving.engine or serving.before is None:
+            if before is None:
                 raise
             self._take_back(serving)
-            return serving.before.look(picture, min_score=min_score)
-        if engine is serving.engine and serving.before is not None:
+            return before.look(picture, min_score=min_score)
+        if before is not None:
             serving.good += 1
             if serving.good >= _PROBATION:
                 serving.before = None  # its memory is free again
@@ -217,8 +227,11 @@ class Host:
                 return
             _log.exception("model %s fails: back to the former one", serving.engine.model_hash[:12])
             self._serving = _Serving(serving.before)
-            self.registry.drop_used()
             self.taken_back += 1
+            try:
+                self.registry.drop_used()
+            except ManyeyesError as error:  # a full disk is no reason not to answer
+                _log.warning("it will be tried again after the next start: %s", error)
 
 
 def _self_test(engine: Engine) -> None:
