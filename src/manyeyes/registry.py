@@ -75,12 +75,23 @@ class Registry:
         parts = parts_of(path)
         name = file_hash(path)
         with self._lock:
-            if (self._folder / name / _ABOUT).is_file():
+            if self._holds(name):
                 return self.entry(name)
             num_bytes = sum(part.stat().st_size for part in parts)
             entry = Entry(name, label or path.name, time.time(), num_bytes, _info_of(path), round)
             self._copy_in(path, entry)
         return entry
+
+    def _holds(self, name: str) -> bool:
+        """Whether a model is here, whole; what a power cut left of one makes room."""
+        if not (self._folder / name).is_dir():
+            return False
+        try:
+            self.path(name)
+        except WeightsError:
+            shutil.rmtree(self._folder / name, ignore_errors=True)
+            return False
+        return True
 
     def _copy_in(self, path: Path, entry: Entry) -> None:
         try:
@@ -152,7 +163,7 @@ class Registry:
         except (OSError, ValueError):
             return []
         here = {entry.hash for entry in self.entries()}
-        return [name for name in names if name in here] if isinstance(names, list) else []
+        return [name for name in names if isinstance(name, str) and name in here] if isinstance(names, list) else []
 
     def use(self, name: str) -> None:
         """From now on this model is the one in use.
