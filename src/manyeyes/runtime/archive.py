@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,11 +17,26 @@ from manyeyes.errors import DataError
 __all__ = ["ArchiveLimits", "Packed", "PackedPictures"]
 
 # Encrypted, of an unknown method, cut off, or damaged in a way that its method finds before the checksum is compared.
-_UNPACK_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, RuntimeError, EOFError, ValueError)
+_UNPACK_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    MemoryError,  # a method may ask for a window of gigabytes before it gives a byte
+)
 _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz"})
 # Of one entry in the table of contents; the longest names of common systems have 255 bytes.
 _DIRECTORY_BYTES = 600
-_SIZE_OF_DIRECTORY = 5
+_ENTRY_BEGINS = b"PK\x01\x02"
+# Folders and what systems put beside each file are entries too, and not counted as files.
+_PER_ENTRY, _FEW = 3, 100
+_SIGNATURE, _SIZE_OF_DIRECTORY, _PLACE = 0, 5, 9
+_ZIP64, _ZIP64_BYTES = b"PK\x06\x06", 76
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +84,16 @@ class PackedPictures:
 
     def __init__(self, path: Path, limits: ArchiveLimits = ArchiveLimits()) -> None:
         self._limits = limits
-        if _directory_bytes(path) > limits.entries * _DIRECTORY_BYTES:
+        if (
+            _directory(path, limits.entries * _DIRECTORY_BYTES).count(_ENTRY_BEGINS)
+            > limits.entries * _PER_ENTRY + _FEW
+        ):
             raise DataError(f"holds more than {limits.entries} files", file=path, cure="Divide it.")
         try:
             self._archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise DataError(f"cannot be opened as a ZIP archive ({error})", file=path) from error
+        except _UNPACK_ERRORS as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise DataError(f"cannot be opened as a ZIP archive ({reason})", file=path) from error
         entries = [entry for entry in self._archive.infolist() if not entry.is_dir() and not _by_the_way(entry)]
         if len(entries) > limits.entries:
             raise DataError(f"holds {len(entries)} files, more than {limits.entries}", file=path, cure="Divide it.")
@@ -133,7 +153,8 @@ class PackedPictures:
 
 
 def _plain(name: str) -> PurePosixPath:
-    return PurePosixPath(name.replace("\\", "/") or "_")
+    plain = PurePosixPath(name.replace("\\", "/"))
+    return plain if plain.parts else PurePosixPath("_")
 
 
 def _by_the_way(entry: zipfile.ZipInfo) -> bool:
@@ -142,15 +163,24 @@ def _by_the_way(entry: zipfile.ZipInfo) -> bool:
     return plain.name.startswith(".") or plain.name == "Thumbs.db" or plain.parts[0] == "__MACOSX"
 
 
-def _directory_bytes(path: Path) -> int:
-    """How large the table of contents says it is; 0 where there is none.
+def _directory(path: Path, most: int) -> bytes:
+    """The table of contents as it lies in the file; empty where there is none.
 
-    zipfile reads it whole before anything can be asked. Its own search for the end of the archive is used, since any
-    other could be led to another end than the one it takes.
+    zipfile makes an object of hundreds of bytes of each entry before anything can be asked. Its own search for the end
+    of the archive is used, since any other could be led to another end than the one it takes.
+
+    Raises:
+        DataError: it is longer than `most` bytes.
     """
     try:
         with path.open("rb") as file:
             end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
-    except (OSError, zipfile.BadZipFile):
-        return 0
-    return int(end[_SIZE_OF_DIRECTORY]) if end else 0
+            if not end:
+                return b""
+            size = int(end[_SIZE_OF_DIRECTORY])
+            if size > most:
+                raise DataError("has too long a table of contents", file=path, cure="Divide it.")
+            file.seek(max(0, end[_PLACE] - size - (_ZIP64_BYTES if end[_SIGNATURE] == _ZIP64 else 0)))
+            return file.read(size)
+    except _UNPACK_ERRORS:
+        return b""
