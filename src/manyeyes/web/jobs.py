@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -152,15 +152,15 @@ class Jobs:
     def stop(self, id: str) -> None:
         """Look at no more of its files; what was found stays."""
         with self._changed:
-            job = self._jobs[id]
-            if job.state in ("waiting", "running"):
+            job = self._jobs.get(id)
+            if job and job.state in ("waiting", "running"):
                 self._keep(replace(job, state="stopped", ended=time.time()))
 
     def delete(self, id: str) -> None:
         """Stop it, and forget archive and results."""
         with self._changed:
             self.stop(id)
-            del self._jobs[id]
+            self._jobs.pop(id, None)
             shutil.rmtree(self._folder / id, ignore_errors=True)
 
     def close(self) -> None:
@@ -176,11 +176,18 @@ class Jobs:
         while job := self._next():
             try:
                 self._run(job)
-            except (ManyeyesError, OSError) as error:
-                _log.warning("job %s fails: %s", job.id, error)
-                with self._changed:
-                    if job.id in self._jobs:
-                        self._keep(replace(self._jobs[job.id], state="failed", ended=time.time(), error=str(error)))
+            except Exception as error:  # noqa: BLE001 - whatever one archive leads to, the next has its turn
+                _log.exception("job %s fails", job.id)
+                self._fail(job.id, _reason(error))
+
+    def _fail(self, id: str, reason: str) -> None:
+        with self._changed:
+            if id not in self._jobs:
+                return
+            # Should even this not be written, it must not be taken up again.
+            self._jobs[id] = replace(self._jobs[id], state="failed", ended=time.time(), error=reason)
+            with suppress(ManyeyesError):
+                self._keep(self._jobs[id])
 
     def _next(self) -> Job | None:
         with self._changed:
@@ -266,6 +273,15 @@ class Jobs:
                 oldest = min(over, key=lambda job: job.created)
                 over.remove(oldest)
                 self.delete(oldest.id)
+
+
+def _reason(error: Exception) -> str:
+    """For whoever asks; no path of this machine."""
+    if isinstance(error, ManyeyesError):
+        return error.reason
+    if isinstance(error, OSError):
+        return f"the disk does not do what it should ({error.strerror})"
+    return "something went wrong here; the server's log says more"
 
 
 def _whole_lines(path: Path) -> tuple[int, int]:
