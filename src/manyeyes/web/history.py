@@ -102,10 +102,11 @@ class History:
         """
         if not self._thread:
             return []
-        conditions, values = ["1"], []
-        for condition, value in (("id < ?", before), ("source = ?", source), ("counts LIKE ?", _like(name))):
+        conditions: list[str] = ["1"]
+        values: list[int | str] = []
+        for condition, value in (("id < ?", before), ("source = ?", source), ("instr(counts, ?)", _key(name))):
             if value is not None:
-                conditions.append(condition + (" ESCAPE '!'" if "LIKE" in condition else ""))
+                conditions.append(condition)
                 values.append(value)
         text = f"SELECT id, time, source, name, model, counts, milliseconds FROM seen WHERE {' AND '.join(conditions)}"
         with closing(self._open()) as file:
@@ -148,7 +149,7 @@ class History:
             goes_on = None not in batch
             try:
                 self._insert([seen for seen in batch if seen])
-            except sqlite3.Error as error:
+            except (sqlite3.Error, ValueError) as error:  # letters that no file can hold are a ValueError
                 self.lost += len(batch)
                 _log.warning("the history cannot be written (%s)", error)
                 time.sleep(1)
@@ -166,10 +167,6 @@ class History:
             file.execute("DELETE FROM seen WHERE id <= (SELECT MAX(id) FROM seen) - ?", (self._most,))
 
 
-def _like(name: str | None) -> str | None:
-    if name is None:
-        return None
-    key = json.dumps(name, ensure_ascii=False)
-    for letter in "!%_":
-        key = key.replace(letter, f"!{letter}")
-    return f"%{key}: %"
+def _key(name: str | None) -> str | None:
+    """How a class stands in the text of the counts."""
+    return None if name is None else f"{json.dumps(name, ensure_ascii=False)}: "
