@@ -38,6 +38,7 @@ def started(config: ServeConfig) -> Iterator[Server]:
                 "test",
                 connections=limits.connections,
                 message_bytes=limits.picture_bytes,
+                patience=limits.patience,
             )
         )
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"

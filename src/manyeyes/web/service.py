@@ -37,6 +37,7 @@ def serve_site(config: ServeConfig, *, console: Console, quiet: bool = False) ->
             tls=tls,
             connections=limits.connections,
             message_bytes=limits.picture_bytes,
+            patience=limits.patience,
         ):
             if not quiet:
                 _greet(console, config, int(listener.getsockname()[1]), edge.host.engine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import ssl
@@ -10,13 +11,58 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from manyeyes.errors import ResourceError
 
 __all__ = ["LOOPBACK", "listen", "serving"]
 
 LOOPBACK = "127.0.0.1"
+_HEAD_BYTES = 64 * 1024
+
+
+class _Protocol(H11Protocol):
+    """HTTP that waits for the head of a request, and for the rest of a body that nobody wants, only so long.
+
+    Of uvicorn's two parsers it is the one that is always there, and the one that limits how long a head may be.
+    """
+
+    patience = 30.0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        before = self.conn.their_state
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
+            if before is not h11.IDLE:
+                self._wait_no_more()
+            self._wait()
+        elif self.cycle is None or not self.cycle.response_complete:
+            self._wait_no_more()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wait_no_more()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(self.patience, self.transport.close)
+
+    def _wait_no_more(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 def listen(host: str, port: int, *, key: str) -> socket.socket:
@@ -50,6 +96,7 @@ def serving(
     grace: int = 2,
     connections: int | None = None,
     message_bytes: int | None = None,
+    patience: float = _Protocol.patience,
 ) -> Iterator[None]:
     """Within the block an ASGI application answers on a socket.
 
@@ -61,12 +108,15 @@ def serving(
         grace: seconds that requests may take to end when the block is left.
         connections: so many at a time; None for any number.
         message_bytes: largest message of a WebSocket; None speaks none.
+        patience: seconds that the head of a request may take.
     """
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         server_header=False,
+        http=type("Protocol", (_Protocol,), {"patience": patience}),
+        h11_max_incomplete_event_size=_HEAD_BYTES,
         # Of the two that the library websockets has, this one lets a sender wait.
         ws="none" if message_bytes is None else "websockets-sansio",
         ws_max_size=message_bytes or 0,
