@@ -31,6 +31,7 @@ _SCRYPT_MEMORY = 64 * 2**20
 _SESSION_SECONDS = 12 * 3600.0
 _MOST_SESSIONS = 1000
 _MOST_ADDRESSES = 10_000
+_LONGEST_PAUSE = 900.0
 _PREFIX = "me_"
 
 
@@ -83,20 +84,22 @@ class Guesses:
         self._wrong: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def wait(self, address: str) -> float:
-        """Seconds until the address may say a password again; 0 if now."""
+    def begin(self, address: str) -> float:
+        """Seconds until the address may say a password again; 0 if now: then it counts as a wrong one until `right`.
+
+        To count it only after it was compared would let an address say many at the same time.
+        """
         with self._lock:
             count, last = self._wrong.get(address, (0, 0.0))
-            pause = min(2.0 ** (count - self._free), 900.0) if count >= self._free else 0.0
-            return max(0.0, last + pause - self._clock())
-
-    def wrong(self, address: str) -> None:
-        """A wrong one was said."""
-        with self._lock:
-            count, _ = self._wrong.pop(address, (0, 0.0))
-            self._wrong[address] = count + 1, self._clock()
-            if len(self._wrong) > _MOST_ADDRESSES:
-                self._wrong.popitem(last=False)
+            # Beyond some 2 ** 10 seconds the pause grows no more, and the power must not either.
+            pause = min(2.0 ** min(count - self._free, 10), _LONGEST_PAUSE) if count >= self._free else 0.0
+            left = max(0.0, last + pause - self._clock())
+            if not left:
+                self._wrong[address] = count + 1, self._clock()
+                self._wrong.move_to_end(address)
+                if len(self._wrong) > _MOST_ADDRESSES:
+                    self._wrong.popitem(last=False)
+            return left
 
     def right(self, address: str) -> None:
         """The right one was said: what was wrong before is forgotten."""

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import math
+import os
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
 import anyio.to_thread
 import cv2
+import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi import Path as PathParameter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
-from starlette.responses import FileResponse, JSONResponse
+from starlette.responses import JSONResponse, StreamingResponse
 
 from manyeyes.errors import DataError
 from manyeyes.report.pictures import draw_detections
@@ -35,24 +40,33 @@ from manyeyes.web.answers import (
     TokenAnswer,
     found_values,
 )
+from manyeyes.web.cameras import camera_of_network, checked_camera
 from manyeyes.web.edge import Edge
 from manyeyes.web.jobs import Job
-from manyeyes.web.uploads import Upload, read_picture, read_pictures, save_archive
+from manyeyes.web.settings import STREAM_NAME
+from manyeyes.web.uploads import read_picture, read_pictures, save_archive
 
-__all__ = ["COOKIE", "PREFIX", "body_limits", "edge_router", "role_of"]
+__all__ = ["COOKIE", "PREFIX", "body_limits", "edge_router", "on_disk", "role_of"]
 
 PREFIX = "/api/v1"
 COOKIE = "manyeyes"
 _BEARER = "bearer "
 _FORM_SLACK = 100_000
+_PIECE = 1 << 20
 _PICTURE = {"type": "string", "format": "binary"}
 _JPEG_QUALITY = 90
+# ITU-T T.81 writes sides in 16 bits; encoders stop a little earlier.
+_JPEG_SIDE = 65_000
+
+T = TypeVar("T")
 
 RoleName = Literal["viewer", "administrator"]
 Hash = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{8,64}$", description="the model's hash, or its beginning")]
 JobId = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{16}$")]
-Name = Annotated[str, PathParameter(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-Score = Annotated[float | None, Query(ge=0.01, le=1, description="lowest score shown; default: the server's")]
+Name = Annotated[str, PathParameter(pattern=STREAM_NAME)]
+Score = Annotated[
+    float | None, Query(ge=0.01, le=1, allow_inf_nan=False, description="lowest one shown; default: the server's")
+]
 
 
 class _Body(BaseModel):
@@ -74,14 +88,14 @@ class SceneBody(_Body):
 class StreamBody(_Body):
     """A camera of this machine, its number or /dev/videoN, or an address such as rtsp://HOST/PATH."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    name: str = Field(pattern=STREAM_NAME)
     source: str = Field(min_length=1, max_length=1000)
 
 
 class TokenBody(_Body):
     """A pass for a program."""
 
-    name: str = Field(min_length=1, max_length=100)
+    name: str = Field(pattern=r"^[^\x00-\x20./\\\x7f][^\x00-\x1f/\\\x7f]{0,99}$", description="for people")
     role: RoleName = "viewer"
 
 
@@ -95,6 +109,11 @@ def body_limits(edge: Edge) -> dict[str, int]:
         f"{PREFIX}/detect/many": min(limits.pictures * one, archive),
         f"{PREFIX}/jobs": archive,
     }
+
+
+def on_disk() -> frozenset[str]:
+    """Paths whose bodies go to the disk as they come."""
+    return frozenset({f"{PREFIX}/detect/many", f"{PREFIX}/jobs"})
 
 
 def role_of(edge: Edge, connection: HTTPConnection) -> Role | None:
@@ -144,16 +163,15 @@ def _detection(router: APIRouter, edge: Edge) -> None:
     limits = edge.config.limits
     one = _bodies("image/jpeg", "image/png", "image/webp", "application/octet-stream", form={"file": _PICTURE})
 
-    async def looked(request: Request, min_score: float | None) -> tuple[Upload, Found]:
+    async def looked(request: Request, min_score: float | None, then: Callable[[Found], T]) -> T:
         upload = await read_picture(request, limits)
         score = min_score or edge.config.min_score
-        return upload, await edge.look(upload.data, score, source="request", name=upload.name)
+        return await edge.look(upload.data, score, source="request", name=upload.name, then=then)
 
     @router.post("/detect", dependencies=viewer, responses={200: {"model": FoundAnswer}}, openapi_extra=one)
     async def detect(request: Request, min_score: Score = None) -> Response:
         """Find objects in one picture: its bytes as the body, or a form with one file."""
-        _, found = await looked(request, min_score)
-        return JSONResponse(found_values(found))
+        return JSONResponse(await looked(request, min_score, found_values))
 
     @router.post(
         "/detect/picture",
@@ -164,8 +182,7 @@ def _detection(router: APIRouter, edge: Edge) -> None:
     )
     async def detect_and_draw(request: Request, min_score: Score = None) -> Response:
         """Find objects in one picture and draw them: a JPEG, as large as the picture was looked at."""
-        _, found = await looked(request, min_score)
-        return Response(await anyio.to_thread.run_sync(drawn, found), media_type="image/jpeg")
+        return Response(await looked(request, min_score, drawn), media_type="image/jpeg")
 
     many = _bodies(form={"files": {"type": "array", "items": _PICTURE}})
 
@@ -173,14 +190,17 @@ def _detection(router: APIRouter, edge: Edge) -> None:
     async def detect_many(request: Request, min_score: Score = None) -> Response:
         """Find objects in the pictures of a form; one that cannot be looked at says why, and the others go on."""
         answers = []
-        for upload in await read_pictures(request, limits):
-            answer: dict[str, Any] = {"file": upload.name, "found": None, "error": None}
-            try:
-                score = min_score or edge.config.min_score
-                answer["found"] = found_values(await edge.look(upload.data, score, source="request", name=upload.name))
-            except DataError as error:
-                answer["error"] = str(error)
-            answers.append(answer)
+        score = min_score or edge.config.min_score
+        async with contextlib.aclosing(read_pictures(request, limits)) as uploads:
+            async for upload in uploads:
+                answer: dict[str, Any] = {"file": upload.name, "found": None, "error": None}
+                try:
+                    answer["found"] = await edge.look(
+                        upload.data, score, source="request", name=upload.name, then=found_values
+                    )
+                except DataError as error:
+                    answer["error"] = str(error)
+                answers.append(answer)
         return JSONResponse({"pictures": answers})
 
 
@@ -193,6 +213,9 @@ def drawn(found: Found) -> bytes:
         for (x1, y1, x2, y2), score, class_id in zip(boxes.xyxy, boxes.score, boxes.class_id, strict=True)
     ]
     image = draw_detections(picture, rows, found.engine.names)
+    if max(image.shape) > _JPEG_SIDE:
+        height, width = (max(1, side * _JPEG_SIDE // max(image.shape)) for side in image.shape[:2])
+        image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
     return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1])
 
 
@@ -240,13 +263,11 @@ def _jobs(router: APIRouter, edge: Edge) -> None:
         response_class=Response,
         responses={200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}}},
     )
-    def job_results(id: JobId) -> Response:
+    def job_results(id: JobId) -> StreamingResponse:
         """What was found so far: one JSON object a line, with `file` and either `detections` or `error`."""
         known(id)
         path = edge.jobs.results(id)
-        if path is None:
-            return Response(b"", media_type="application/jsonl")
-        return FileResponse(path, media_type="application/jsonl", filename=f"{id}.jsonl")
+        return StreamingResponse(_lines(path), media_type="application/jsonl")
 
     @router.post("/jobs/{id}/stop", dependencies=viewer)
     def stop_job(id: JobId) -> JobAnswer:
@@ -262,8 +283,19 @@ def _jobs(router: APIRouter, edge: Edge) -> None:
         edge.jobs.delete(id)
 
 
+def _lines(path: Path | None) -> Iterator[bytes]:
+    """What is in the file now: it may grow, or be deleted, while it is sent."""
+    with contextlib.suppress(FileNotFoundError):
+        if path:
+            with path.open("rb") as file:
+                left = os.fstat(file.fileno()).st_size
+                while left and (piece := file.read(min(left, _PIECE))):
+                    left -= len(piece)
+                    yield piece
+
+
 def _check_room(edge: Edge, request: Request) -> None:
-    wanted = int(request.headers.get("content-length", "0"))
+    wanted = int(request.headers.get("content-length", "0"))  # a number, and no long one: see Guard
     # A form lies on the disk twice for a moment.
     if 2 * wanted > shutil.disk_usage(edge.config.state).free:
         raise HTTPException(507, "there is no room on the disk for this archive")
@@ -368,8 +400,13 @@ def _streams(router: APIRouter, edge: Edge) -> None:
 
     @router.post("/streams", status_code=201, dependencies=administrator)
     def add_stream(body: StreamBody) -> list[StreamAnswer]:
-        """Watch another camera, until the server ends; lasting ones stand in its configuration."""
-        edge.streams.add(body.name, body.source)
+        """Watch another camera, until the server ends; lasting ones stand in its configuration.
+
+        A name is looked up once, now. Addresses of this machine itself, link-local ones and those where clouds keep
+        their keys are refused.
+        """
+        source = checked_camera(body.source) if edge.config.cameras_anywhere else camera_of_network(body.source)
+        edge.streams.add(body.name, source)
         return answers()
 
     @router.delete("/streams/{name}", status_code=204, dependencies=administrator)
@@ -411,7 +448,7 @@ def _history(router: APIRouter, edge: Edge) -> None:
         return [HistoryAnswer.of(seen) for seen in edge.history.latest(most, before=before, source=source, name=name)]
 
     @router.get("/history/totals", dependencies=viewer)
-    def totals(hours: Annotated[float, Query(gt=0, le=24 * 366)] = 24) -> dict[str, int]:
+    def totals(hours: Annotated[float, Query(gt=0, le=24 * 366, allow_inf_nan=False)] = 24) -> dict[str, int]:
         """Objects found in the last hours, by class."""
         edge.history.flush()
         return edge.history.totals(time.time() - 3600 * hours)
@@ -427,13 +464,12 @@ def _access(router: APIRouter, edge: Edge) -> None:
     def login(request: Request, response: Response, body: LoginBody) -> None:
         """Begin a session with a password."""
         address = _address(request)
-        wait = edge.guesses.wait(address)
+        wait = edge.guesses.begin(address)
         if wait > 0:
             seconds = str(math.ceil(wait))
             raise HTTPException(429, f"too many wrong passwords: wait {seconds} seconds", {"Retry-After": seconds})
         role = edge.access.role_of_password(body.password)
         if role is None:
-            edge.guesses.wrong(address)
             raise HTTPException(401, "is not the password")
         edge.guesses.right(address)
         secure = request.url.scheme == "https"

@@ -6,11 +6,11 @@ import math
 import os
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -31,6 +31,8 @@ from manyeyes.web.metrics import EdgeMetrics
 from manyeyes.web.settings import ServeConfig
 
 __all__ = ["Edge", "open_edge"]
+
+T = TypeVar("T")
 
 # A camera is remembered when what it shows has changed, and not more often than this, in seconds.
 _REMEMBER_EVERY = 1.0
@@ -74,8 +76,12 @@ class Edge:
         """Pictures that wait for their turn, or have it."""
         return self.metrics.waiting
 
-    async def look(self, data: bytes | None, min_score: float, *, source: str, name: str) -> Found:
+    async def look(
+        self, data: bytes | None, min_score: float, *, source: str, name: str, then: Callable[[Found], T]
+    ) -> T:
         """Find objects in a picture that somebody sent; remembered and counted.
+
+        What is wanted of it is made by `then` before the next picture has its turn: no picture outlives it.
 
         Raises:
             HTTPException: too many wait already.
@@ -87,7 +93,10 @@ class Edge:
         if self.metrics.waiting >= limits.waiting:
             self.metrics.turned_away += 1
             raise HTTPException(503, "too many pictures wait already", {"Retry-After": "1"})
-        look = partial(self._look, data, min_score, source=source, name=name)
+
+        def look() -> T:
+            return then(self._look(data, min_score, source=source, name=name))
+
         self.metrics.waiting += 1
         try:
             return await anyio.to_thread.run_sync(look, limiter=self._looking)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -21,8 +22,11 @@ __all__ = ["CSRF_HEADER", "Guard", "Rules", "problem"]
 CSRF_HEADER = "x-manyeyes"
 """A page sends it with whatever changes something; a form of another site cannot."""
 
+_DIGITS = 20
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _JSON_BYTES = 64 * 1024
+# Whoever sends less in a second, when all of a body is looked at, keeps a place that others need.
+_SLOWEST = 10_000
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
@@ -44,13 +48,17 @@ class Rules:
         names: host names and addresses it is reached by, beside those of this machine's loopback.
         secure: whether it speaks TLS.
         body_bytes: most bytes of a body, by path; others may have 64 KiB.
-        patience: seconds without anything coming in after which a request ends.
+        on_disk: paths whose bodies are written to the disk as they come.
+        memory_bytes: most bytes of all other bodies that are there at a time; None for any number.
+        patience: seconds without anything coming in after which a request ends; 10 kB of its body allow one more.
         any_address: whether every IP address is a name of it: it listens on all of this machine's.
     """
 
     names: Collection[str] = ()
     secure: bool = False
     body_bytes: Mapping[str, int] = field(default_factory=dict)
+    on_disk: Collection[str] = ()
+    memory_bytes: int | None = None
     patience: float = 30.0
     any_address: bool = False
 
@@ -72,6 +80,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, rules: Rules) -> None:
         self._app, self._rules = app, rules
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""
@@ -89,7 +98,12 @@ class Guard:
         if refused:
             await _answer(headed, *refused)
             return
-        await self._app(scope, self._counted(scope, receive), headed)
+        body = _Body(receive)
+        try:
+            await self._app(scope, self._counted(scope, body), headed)
+        finally:
+            if scope["path"] not in self._rules.on_disk:
+                self._held -= body.seen
 
     def _refused(self, scope: Scope) -> tuple[int, str] | None:
         headers = Headers(scope=scope)
@@ -109,7 +123,7 @@ class Guard:
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit():
             return 400, "has no sensible Content-Length"
-        if int(length[:20]) > self._most(scope):
+        if len(length) > _DIGITS or int(length) > self._most(scope):
             return 413, _too_large(self._most(scope))
         return None
 
@@ -120,30 +134,45 @@ class Guard:
     def _most(self, scope: Scope) -> int:
         return self._rules.body_bytes.get(scope["path"], _JSON_BYTES)
 
-    def _counted(self, scope: Scope, receive: Receive) -> Receive:
-        most, seen = self._most(scope), 0
-        arrived = False
+    def _counted(self, scope: Scope, body: _Body) -> Receive:
+        most, patience = self._most(scope), self._rules.patience
+        in_memory = scope["path"] not in self._rules.on_disk
 
         async def counted() -> Message:
-            nonlocal seen, arrived
-            if arrived:  # what comes now is that the other side has gone, and may take as long as the answer
-                return await receive()
+            if body.arrived:  # what comes now is that the other side has gone, and may take as long as the answer
+                return await body.receive()
+            left = min(patience, body.began + patience + body.seen / _SLOWEST - time.monotonic())
             try:
-                message = await asyncio.wait_for(receive(), self._rules.patience)
+                message = await asyncio.wait_for(body.receive(), left)
             except TimeoutError as error:
-                raise HTTPException(408, f"nothing has come for {self._rules.patience:g} seconds") from error
-            seen += len(message.get("body", b""))
-            arrived = not message.get("more_body", False)
-            if seen > most:
+                raise HTTPException(408, f"comes too slowly: it was waited for {patience:g} seconds") from error
+            piece = len(message.get("body", b""))
+            body.seen += piece
+            body.arrived = not message.get("more_body", False)
+            if in_memory:
+                self._held += piece
+                if self._rules.memory_bytes is not None and self._held > self._rules.memory_bytes:
+                    raise HTTPException(503, "too much comes in at a time", {"Retry-After": "1"})
+            if body.seen > most:
                 raise HTTPException(413, _too_large(most))
             return message
 
         return counted
 
 
+@dataclass(slots=True)
+class _Body:
+    """What has come of a request's body."""
+
+    receive: Receive
+    began: float = field(default_factory=time.monotonic)
+    seen: int = 0
+    arrived: bool = False
+
+
 def problem(reason: str, cure: str | None = None) -> bytes:
     """The body of every answer that is an error."""
-    return json.dumps({"reason": reason, "cure": cure}, ensure_ascii=False).encode()
+    return json.dumps({"reason": reason, "cure": cure}, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def _too_large(most: int) -> str:
@@ -166,8 +195,7 @@ def _with_headers(send: Send, *, secure: bool) -> Send:
 async def _answer(send: Send, status: int, reason: str) -> None:
     body = problem(reason)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    # The body that was not read must not be taken for the next request.
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"connection", b"close")]})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 

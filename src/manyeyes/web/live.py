@@ -129,7 +129,7 @@ async def _answer(edge: Edge, socket: WebSocket, newest: _Newest, source: str) -
         number, frame = taken
         answer: dict[str, Any] = {"frame": number, "skipped": newest.skipped}
         try:
-            answer |= found_values(await edge.look(frame, newest.min_score, source=source, name=str(number)))
+            answer |= await edge.look(frame, newest.min_score, source=source, name=str(number), then=found_values)
         except DataError as error:
             answer["error"] = str(error)
         except HTTPException as error:  # too many wait

@@ -28,7 +28,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from manyeyes.errors import ConfigError, DataError, ManyeyesError, ResourceError, WeightsError
 from manyeyes.federation.node_status import NodeStatus
-from manyeyes.web.api import PREFIX, body_limits, edge_router, role_of
+from manyeyes.web.api import PREFIX, body_limits, edge_router, on_disk, role_of
 from manyeyes.web.edge import Edge
 from manyeyes.web.guard import Guard, Rules, problem
 from manyeyes.web.live import live_router
@@ -67,6 +67,8 @@ def node_app(status: NodeStatus | None = None, edge: Edge | None = None) -> Guar
             names=frozenset(name.lower() for name in (*config.names, config.host)),
             secure=config.certificate is not None,
             body_bytes=body_limits(edge),
+            on_disk=on_disk(),
+            memory_bytes=config.limits.body_memory,
             patience=config.limits.patience,
             any_address=_is_any(config.host),
         ),

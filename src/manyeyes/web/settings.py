@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -10,10 +11,13 @@ from typing import Any, Literal, Self
 from pydantic import ByteSize, Field, field_validator, model_validator
 
 from manyeyes.config import Section, read_values, validate
+from manyeyes.errors import DataError
 from manyeyes.federation.hours import DayHours
+from manyeyes.web.cameras import checked_camera
 
-__all__ = ["LimitSection", "NightSection", "ServeConfig", "load_serve_config"]
+__all__ = ["STREAM_NAME", "LimitSection", "NightSection", "ServeConfig", "load_serve_config"]
 
+STREAM_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 _PATHS = ("model", "certificate", "key")
 
 
@@ -46,6 +50,7 @@ class LimitSection(Section):
     zip_entries: int = Field(20_000, ge=1, description="in one archive")
     zip_unpacked: ByteSize = Field(ByteSize(20_000_000_000), gt=0, description="of all that is in one archive")
     zip_ratio: int = Field(200, ge=2, description="how many times larger one entry may become when it is unpacked")
+    body_memory: ByteSize = Field(ByteSize(1_000_000_000), gt=0, description="of all pictures that come in at a time")
     jobs: int = Field(20, ge=1, description="archives that are kept with what was found in them")
     waiting: int = Field(64, ge=1, description="pictures that may wait for their turn; the next is told to come later")
     connections: int = Field(512, ge=8, description="open at a time")
@@ -53,6 +58,12 @@ class LimitSection(Section):
     streams: int = Field(16, ge=0, description="cameras")
     history: int = Field(100_000, ge=0, description="pictures whose findings are remembered; 0 remembers none")
     guesses: int = Field(5, ge=1, description="wrong passwords from one address before it must wait")
+
+    @model_validator(mode="after")
+    def _hold_together(self) -> Self:
+        if self.body_memory < self.picture_bytes:
+            raise ValueError("body_memory must be at least picture_bytes: one picture must fit")
+        return self
 
 
 class ServeConfig(Section):
@@ -72,12 +83,27 @@ class ServeConfig(Section):
     imgsz: int | None = Field(None, ge=32, le=2048, description="long side in pixels; default: as trained")
     min_score: float = Field(0.25, ge=0.01, le=1, description="lowest score shown, where a request says none")
     streams: dict[str, str] = Field(default_factory=dict, description="cameras: name → number, /dev/videoN or address")
+    cameras_anywhere: bool = Field(
+        False, description="whether the administrator may add cameras at loopback and link-local addresses too"
+    )
     limits: LimitSection = LimitSection()
 
     @field_validator("names", mode="before")
     @classmethod
     def _several(cls, value: object) -> object:
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("streams")
+    @classmethod
+    def _are_cameras(cls, streams: dict[str, str]) -> dict[str, str]:
+        for name, source in streams.items():
+            if not re.fullmatch(STREAM_NAME, name):
+                raise ValueError(f"a camera's name has letters, digits, '-', '_' and '.', not {name!r}")
+            try:
+                checked_camera(source)
+            except DataError as error:  # without the address: it may hold a password
+                raise ValueError(f"{name}: {error}") from error
+        return streams
 
     @model_validator(mode="after")
     def _hold_together(self) -> Self:

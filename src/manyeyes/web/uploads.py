@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -44,19 +46,20 @@ async def read_picture(request: Request, limits: LimitSection) -> Upload:
         if not data:
             raise HTTPException(400, "has no body: send the bytes of a picture")
         return Upload("", data)
-    uploads = await _form_files(request, limits, 1)
-    return uploads[0]
+    (upload,) = [upload async for upload in _form_files(request, limits, 1)]
+    return upload
 
 
-async def read_pictures(request: Request, limits: LimitSection) -> list[Upload]:
-    """All files of a request's form, in their order.
+async def read_pictures(request: Request, limits: LimitSection) -> AsyncGenerator[Upload]:
+    """All files of a request's form, in their order; one at a time in memory.
 
     Raises:
         HTTPException: it is no form, or holds no file or too many.
     """
     if not _is_form(request):
         raise HTTPException(415, f"must be {_FORM}, each picture a field `files`")
-    return await _form_files(request, limits, limits.pictures)
+    async for upload in _form_files(request, limits, limits.pictures):
+        yield upload
 
 
 async def save_archive(request: Request, path: Path) -> str:
@@ -66,7 +69,7 @@ async def save_archive(request: Request, path: Path) -> str:
         HTTPException: there is none.
     """
     if _is_form(request):
-        async with request.form(max_files=1, max_fields=_MOST_FIELDS) as form:
+        async with _form(request, 1) as form:
             file = next((value for value in form.values() if isinstance(value, UploadFile)), None)
             if file is None:
                 raise HTTPException(400, "holds no file")
@@ -90,12 +93,25 @@ def _is_form(request: Request) -> bool:
     return request.headers.get("content-type", "").lower().startswith(_FORM)
 
 
-async def _form_files(request: Request, limits: LimitSection, most: int) -> list[Upload]:
-    async with request.form(max_files=most, max_fields=_MOST_FIELDS) as form:
+@asynccontextmanager
+async def _form(request: Request, most: int) -> AsyncIterator[FormData]:
+    try:
+        form = await request.form(max_files=most, max_fields=_MOST_FIELDS)
+    except ValueError as error:  # the parser's own errors, and those of letters
+        raise HTTPException(400, f"is no form that can be read ({error})") from error
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+async def _form_files(request: Request, limits: LimitSection, most: int) -> AsyncGenerator[Upload]:
+    async with _form(request, most) as form:
         files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
         if not files:
             raise HTTPException(400, "holds no file")
-        return [await _read(file, limits.picture_bytes) for file in files]
+        for file in files:
+            yield await _read(file, limits.picture_bytes)
 
 
 async def _read(file: UploadFile, most: int) -> Upload:
