@@ -17,7 +17,7 @@ import pytest
 from manyeyes.errors import DataError
 from manyeyes.runtime.engine import open_engine
 from manyeyes.runtime.predict import predict
-from manyeyes.runtime.sources import LiveStream, is_live, read_sources, redacted
+from manyeyes.runtime.sources import LiveStream, is_live, open_capture, read_sources, redacted
 
 
 def picture(shade: int = 90, height: int = 48, width: int = 64) -> np.ndarray:
@@ -193,6 +193,45 @@ def test_of_a_stream_the_newest_frame_is_looked_at_and_old_ones_are_left_out(cam
     finally:
         stream.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "manyeyes-camera"]
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Iterator[tuple[str, int]]:
+    """The address of a stream whose frames are told as differences, and the number of frames; then it falls silent."""
+    path = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 5, (64, 48))
+    for shade in range(20, 220, 2):
+        writer.write(picture(shade))
+    writer.release()
+    data = path.read_bytes()
+    frames = data.count(b"00dc", data.index(b"movi"), data.rindex(b"idx1"))
+    done = threading.Event()
+
+    class Film(Camera):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(data[: data.rindex(b"idx1")])
+            done.wait(20)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Film)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/film.avi", frames
+    done.set()
+    server.shutdown()
+
+
+def test_a_frame_is_there_when_it_came_and_not_when_the_next_comes(film: tuple[str, int]) -> None:
+    """FFmpeg's decoding threads each hold a frame back, which at five frames a second is a fifth of a second."""
+    address, sent = film
+    capture = open_capture(address)
+    assert sent == 100
+    # Its last frame can be told from a longer one only by what follows it.
+    for number in range(sent - 1):
+        began = time.monotonic()
+        assert capture.read()[0], number
+        assert time.monotonic() - began < 5, number
+    capture.release()
 
 
 def test_predictions_come_in_order_and_failures_are_passed_over(onnx_file: Path, folder: Path, scenes: Path) -> None:
