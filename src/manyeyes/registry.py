@@ -16,7 +16,10 @@ from manyeyes.errors import ResourceError, WeightsError
 from manyeyes.runtime.model_file import ModelInfo, file_hash, parts_of
 from manyeyes.weights import write_atomically
 
-__all__ = ["Entry", "Registry"]
+__all__ = ["MODELS", "Entry", "Registry"]
+
+MODELS = "models"
+"""Name of the registry's folder in the state folder of a server."""
 
 _ABOUT = "about.json"
 _USE = "use.json"

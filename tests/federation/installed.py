@@ -68,9 +68,9 @@ class Deployment:
             )
         return self.processes[name]
 
-    def start_node(self, node: str) -> subprocess.Popen[str]:
+    def start_node(self, node: str, *arguments: str) -> subprocess.Popen[str]:
         data = str(self.scenes / SITES[node])
-        return self.start(node, "node", "--config", "node.yaml", "--node-id", node, "--data-path", data)
+        return self.start(node, "node", "--config", "node.yaml", "--node-id", node, "--data-path", data, *arguments)
 
     def said(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()

@@ -28,11 +28,12 @@ from manyeyes.federation.node import load_node_config
 from manyeyes.federation.status import read_status
 from manyeyes.federation.traffic import TRAFFIC
 from manyeyes.federation.transport import Record
+from manyeyes.registry import MODELS, Registry
 from manyeyes.report.runlog import read_runlog
 from manyeyes.weights import load_weights
 
 # All that a node's answers hold besides arrays; README.md says the same.
-DECLARED = {"protocol", "template", "num_examples", "metrics"}
+DECLARED = {"protocol", "template", "num_examples", "metrics", "used"}
 
 
 @pytest.fixture
@@ -63,7 +64,8 @@ def check_what_is_told(deployment: Deployment) -> None:
 def test_three_nodes_over_tls_end_in_the_bits_of_the_local_engine(deployment: Deployment, tmp_path: Path) -> None:
     finetune = ["--set", "federation.finetune_after=1"]
     coordinator = deployment.start("coordinator", "coordinator", "--config", "federation.yaml", *finetune)
-    nodes = [deployment.start_node(node) for node in SITES]
+    # A has a server that finds objects with the model of the run; the others only train.
+    nodes = [deployment.start_node("A", "--set", "serve=server"), *map(deployment.start_node, "BC")]
     deployment.wait_for("round_started", round=1)
     deployment.trainer_of("A").kill()
     assert coordinator.wait(200) == 0, deployment.said("coordinator")
@@ -91,16 +93,22 @@ def test_three_nodes_over_tls_end_in_the_bits_of_the_local_engine(deployment: De
     assert sorted(event["node"] for event in received) == sorted([*SITES, *SITES])
     assert all(event["bytes"] > 10_000_000 for event in received)
 
+    published = {event["node"]: event["used"] for event in events if event["event"] == "published"}
+    assert published == {"A": True, "B": False, "C": False}
+    registry = Registry(deployment.folder / "server" / MODELS)
+    entry = registry.entry(registry.used[0])
+    assert (entry.label, entry.info.weights) == ("first, round 2", ours.value_hash)
+
     for node in SITES:
         left = list(read_audit(deployment.folder / "nodes" / node / AUDIT))
-        kinds = ["evaluate", *["fit", "evaluate"] * 3]
+        kinds = ["evaluate", *["fit", "evaluate"] * 3, "publish"]
         assert [(entry["kind"], entry["sent"]) for entry in left] == [(kind, "answer") for kind in kinds]
         *sent, of_own = [entry for entry in left if entry["kind"] == "fit"]
         assert [entry["bytes"] for entry in sent] == [event["bytes"] for event in received if event["node"] == node]
         assert of_own["arrays"] == {}, "what a node learns for itself stays there"
-        assert all(entry["arrays"] == {} for entry in left if entry["kind"] == "evaluate")
+        assert all(entry["arrays"] == {} for entry in left if entry["kind"] != "fit")
         assert {name for entry in left for name in entry["values"]} == DECLARED
-    assert "7 entries, none changed" in deployment.call("node", "audit", "--folder", "nodes/A")
+    assert "8 entries, none changed" in deployment.call("node", "audit", "--folder", "nodes/A")
     marks = {
         member["node_id"]: member["fingerprint"]
         for member in json.loads(deployment.call("coordinator", "members", "--json"))

@@ -67,6 +67,8 @@ def test_every_key_can_come_from_the_environment(file: Path, monkeypatch: pytest
         "hours": "22:00-06:00,12:00-13:00",
         "min_pictures": "40",
         "bytes_per_day": "2 GB",
+        "serve": "server",
+        "promote": "always",
         "patience": "5",
     }
     assert values.keys() == NodeConfig.model_fields.keys()

@@ -6,6 +6,7 @@ import io
 import json
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from manyeyes.registry import MODELS, Registry
 from manyeyes.runtime.engine import open_engine
 from manyeyes.web.access import Role
 from manyeyes.web.settings import LimitSection, ServeConfig
@@ -40,6 +42,13 @@ def ended(client: httpx.Client, job: str) -> dict[str, Any]:
             return dict(answer)
         time.sleep(0.05)
     raise AssertionError(answer)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.1)
 
 
 def test_what_it_finds_is_what_the_engine_finds(server: Server, pictures: list[Path], onnx_file: Path) -> None:
@@ -178,6 +187,21 @@ def test_a_model_that_was_changed_on_the_disk_is_not_used(server: Server, anothe
     assert "was changed since it was added" in refused.json()["reason"]
     assert str(path) not in refused.text
     assert server.client.get(f"{API}/status").json()["model"] != second
+
+
+def test_what_the_node_puts_to_use_is_used_and_what_is_damaged_is_taken_back(
+    server: Server, another_model: Path
+) -> None:
+    first = server.client.get(f"{API}/status").json()["model"]
+    registry = Registry(server.edge.config.state / MODELS)  # as another process opens it
+    second = registry.add(another_model).hash
+    registry.use(second)
+    until(lambda: server.client.get(f"{API}/status").json()["model"] == second)
+    path = registry.path(first)
+    path.write_bytes(path.read_bytes()[:1000])
+    registry.use(first)
+    until(lambda: server.client.get(f"{API}/status").json()["taken_back"] == 1)
+    assert server.client.get(f"{API}/status").json()["model"] == second == registry.used[0]
 
 
 def test_the_model_of_last_time_is_used_again(config: ServeConfig, another_model: Path) -> None:

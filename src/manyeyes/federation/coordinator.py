@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from manyeyes.federation.form import ModelForm
 from manyeyes.federation.keys import AUTHORITY, SERVER, expiry_warning
 from manyeyes.federation.messages import longest_answer
 from manyeyes.federation.presence import Presence
+from manyeyes.federation.publish import publish
 from manyeyes.federation.rounds import Expected, RowResult, run_rounds
+from manyeyes.federation.signature import Signer
 from manyeyes.federation.transport import Transport
 from manyeyes.learners.detector import DetectorLearner
 from manyeyes.learners.learner import Template
@@ -64,10 +67,20 @@ def run_coordinator(
     require_certificate(config)
     found = [_check_validity(config.state / name) for name in (AUTHORITY, SERVER)]
     warnings = [warning for warning in found if warning]
+    signer = Signer(config.state)
     imgsz = config.evaluate.imgsz or config.train.imgsz
     template = build_template(config.model, config.names, seed=config.seed, imgsz=imgsz)
     expected = DetectorLearner(template, device="cpu").expected_tensors
-    result = hold(
+
+    def finish(transport: Transport, result: RowResult) -> None:
+        for suffix in ("safetensors", "pt"):
+            save_model(config.run_folder / f"final.{suffix}", template, result.weights)
+        if config.publish:
+            form = ModelForm.of(template, config.name)
+            told = partial(emit, row=_ROW)
+            publish(transport, form, result.weights, result.kept, signer, told, stop)
+
+    return hold(
         config,
         template,
         expected,
@@ -77,10 +90,8 @@ def run_coordinator(
         listening=listening,
         presence=presence,
         warnings=warnings,
+        finish=finish,
     )
-    for suffix in ("safetensors", "pt"):
-        save_model(config.run_folder / f"final.{suffix}", template, result.weights)
-    return result
 
 
 def hold(
@@ -94,10 +105,12 @@ def hold(
     listening: Callable[[int], None],
     presence: Presence | None = None,
     warnings: Sequence[str] = (),
+    finish: Callable[[Transport, RowResult], None] = lambda transport, result: None,
 ) -> RowResult:
     """Open the door, wait for nodes and hold the rounds of a run of any model.
 
-    Parameters as of `run_coordinator`; `warnings` are told when the run has begun.
+    Parameters as of `run_coordinator`; `warnings` are told when the run has begun, and `finish` is called when its
+    rounds are over and the nodes are still there.
     """
     most_bytes = longest_answer(template.weights)
     members = Members(config.state)
@@ -112,7 +125,9 @@ def hold(
             emit("warning", row=_ROW, reason=warning)
         form = ModelForm.of(template, config.name)
         with FlowerTransport(address, members, form, most_bytes=most_bytes, door=door) as transport:
-            return _hold_rounds(config, template, expected, transport, emit, stop, resume)
+            result = _hold_rounds(config, template, expected, transport, emit, stop, resume)
+            finish(transport, result)
+            return result
 
 
 def _check_validity(path: Path) -> str | None:

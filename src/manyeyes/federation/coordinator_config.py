@@ -43,6 +43,7 @@ class CoordinatorConfig(Section):
     federation: FederationSection = FederationSection()
     evaluate: EvaluateSection = EvaluateSection()
     test_start: bool = Field(True, description="nodes test the weights the run begins with, so that gains are known")
+    publish: bool = Field(True, description="hand the run's model, signed, to the nodes; each site decides on its use")
     metrics_port: int | None = Field(
         None, ge=1, le=65535, description="port for Prometheus, on loopback alone; default: none"
     )

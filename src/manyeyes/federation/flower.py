@@ -27,7 +27,7 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from manyeyes.errors import ProtocolError
-from manyeyes.federation.messages import EVALUATE, FIT, PROTOCOL_VERSION
+from manyeyes.federation.messages import EVALUATE, FIT, PROTOCOL_VERSION, PUBLISH
 
 __all__ = [
     "LOST",
@@ -41,7 +41,7 @@ __all__ = [
     "unpacked",
 ]
 
-MESSAGE_TYPES = {FIT: "train", EVALUATE: "evaluate"}
+MESSAGE_TYPES = {FIT: "train", EVALUATE: "evaluate", PUBLISH: "query"}
 """Flower's names of what we ask."""
 POLL = 0.2
 """How often the SuperLink and the SuperNode, both on this machine, are asked for something new, in seconds."""

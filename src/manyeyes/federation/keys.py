@@ -42,6 +42,7 @@ __all__ = [
     "read_certificate",
     "read_node_key",
     "read_public_key",
+    "read_server_key",
     "renew_server",
     "same_key",
 ]
@@ -191,6 +192,16 @@ def read_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError("is not an elliptic-curve key", file=path, cure="Make one with `manyeyes node init`.")
     return key
+
+
+def read_server_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The private key of a coordinator's certificate, from its file.
+
+    Raises:
+        ConfigError: it is missing, or no key on an elliptic curve.
+        ResourceError: it can be read by others than its owner.
+    """
+    return _read_private(path)
 
 
 def same_key(one: ec.EllipticCurvePublicKey, other: ec.EllipticCurvePublicKey) -> bool:

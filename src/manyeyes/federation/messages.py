@@ -5,7 +5,9 @@
     evaluate request  arrays: the global weights by name          values: protocol, template, plan (EvaluatePlan)
     update            arrays: "delta/<name>", "buffer/<name>",    values: protocol, template, num_examples, metrics
                               "control/<name>" (SCAFFOLD only)
+    publish request   arrays: the global weights by name          values: protocol, template, plan (PublishPlan)
     metrics           no arrays                                   values: protocol, template, metrics (Metrics)
+    published         no arrays                                   values: protocol, template, used
 
 An update that answers a plan with `finetune` holds no arrays.
 
@@ -32,21 +34,29 @@ __all__ = [
     "EVALUATE",
     "FIT",
     "PROTOCOL_VERSION",
+    "PUBLISH",
     "EvaluatePlan",
+    "PublishPlan",
+    "Signature",
     "evaluate_request",
     "fit_request",
     "longest_answer",
     "metrics_reply",
+    "publish_request",
+    "published_reply",
     "read_evaluate_request",
     "read_fit_request",
     "read_metrics",
+    "read_publish_request",
+    "read_published",
     "read_update",
     "update_reply",
 ]
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 FIT = "fit"
 EVALUATE = "evaluate"
+PUBLISH = "publish"
 
 _DELTA = "delta/"
 _BUFFER = "buffer/"
@@ -79,6 +89,34 @@ class EvaluatePlan(BaseModel):
     round: int = Field(0, ge=0)
     personal: tuple[str, ...] = ()
     finetuned: bool = False
+
+
+class Signature(BaseModel):
+    """What stands beside a signed model.
+
+    Attributes:
+        certificate: of who signed, PEM.
+        value: ECDSA with SHA-256; of what, signature.py says, base64.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    certificate: str = Field(max_length=20_000)
+    value: str = Field(max_length=1_000)
+
+
+class PublishPlan(BaseModel):
+    """A model that a site may use.
+
+    Attributes:
+        round: rounds finished when it was made.
+        signature: of the coordinator that stands for it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    round: int = Field(ge=0)
+    signature: Signature
 
 
 def fit_request(
@@ -115,6 +153,35 @@ def read_evaluate_request(record: Record, template: Weights) -> tuple[Weights, E
     """The inverse of `evaluate_request`, at the node; raises as `read_fit_request`."""
     _check_header(record, template)
     return _read_weights(record.arrays, template), _read_plan(record, EvaluatePlan)
+
+
+def publish_request(weights: Weights, plan: PublishPlan, template_hash: str) -> Record:
+    """Hand over a model for use."""
+    return Record(weights, {**_header(template_hash), "plan": plan.model_dump(mode="json")})
+
+
+def read_publish_request(record: Record, template: Weights) -> tuple[Weights, PublishPlan]:
+    """The inverse of `publish_request`, at the node; raises as `read_fit_request`. Checks no signature."""
+    _check_header(record, template)
+    return _read_weights(record.arrays, template), _read_plan(record, PublishPlan)
+
+
+def published_reply(used: bool, template_hash: str) -> Record:
+    """Answer a publish request: whether the site uses the model."""
+    return Record({}, {**_header(template_hash), "used": used})
+
+
+def read_published(record: Record, template: Weights) -> bool:
+    """The inverse of `published_reply`, at the server.
+
+    Raises:
+        ProtocolError: another protocol version or form of model, or no such answer.
+    """
+    _check_header(record, template)
+    used = _value(record, "used")
+    if not isinstance(used, bool):
+        raise ProtocolError(f"used must be true or false, got {used!r}")
+    return used
 
 
 def update_reply(update: Update, template_hash: str) -> Record:

@@ -30,6 +30,7 @@ from manyeyes.federation.form import ModelForm
 from manyeyes.federation.hours import DayHours
 from manyeyes.federation.joining import Place, Watcher, claimed, serve
 from manyeyes.federation.limits import Limits
+from manyeyes.federation.local_server import LocalServer, Promote
 from manyeyes.federation.messages import FIT
 from manyeyes.federation.node_status import NodeStatus
 from manyeyes.federation.traffic import Traffic
@@ -42,7 +43,7 @@ __all__ = ["NodeConfig", "load_node_config", "run_node"]
 ENVIRONMENT = "MANYEYES_"
 
 _HTTPS_PORT = 443
-_PATHS = ("data_path", "authority", "model_path")
+_PATHS = ("data_path", "authority", "model_path", "serve")
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +72,12 @@ class NodeConfig(Section):
     hours: tuple[str, ...] | None = Field(None, description="of the day, in which it may train: 22:00-06:00")
     min_pictures: int | None = Field(None, ge=1, description="least training pictures with which it takes part")
     bytes_per_day: ByteSize | None = Field(None, gt=0, description="most bytes up and down together, such as 2 GB")
+    serve: Path | None = Field(
+        None, description="state folder of `manyeyes serve` at this site, which gets the models of runs; default: none"
+    )
+    promote: Promote = Field(
+        "no_worse", description="whether a model that came is used there: no_worse (than the one in use), always, never"
+    )
     patience: float = Field(60.0, gt=0, description="seconds without anything coming in after which it is given up")
 
     @field_validator("coordinator_url")
@@ -127,6 +134,11 @@ class NodeConfig(Section):
             self.folder,
             patience=self.patience,
         )
+
+    @property
+    def server(self) -> LocalServer | None:
+        """The one at this site that gets models, if there is one."""
+        return LocalServer(self.serve, self.promote, self.authority) if self.serve else None
 
     @property
     def limits(self) -> Limits:
@@ -259,6 +271,7 @@ class _Node:
             config.model_path,
             config.folder / "training",
             config.limits,
+            config.server,
         )
         self._trainer = Trainer(settings, progress=self._watch, pictures=self._count)
         self._said: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -13,16 +14,20 @@ import psutil
 from manyeyes.config import TrainSection
 from manyeyes.datasets import Dataset
 from manyeyes.datasets.classes import relabel
+from manyeyes.federation.candidate import take_candidate
 from manyeyes.federation.client import Client, expand_personal
 from manyeyes.federation.form import ModelForm
 from manyeyes.federation.limits import Limits, epochs_of
-from manyeyes.federation.messages import FIT
+from manyeyes.federation.local_server import LocalServer
+from manyeyes.federation.messages import FIT, PUBLISH, published_reply, read_publish_request
+from manyeyes.federation.signature import check_signature
 from manyeyes.federation.traffic import Counted
 from manyeyes.federation.transport import Record, Request
 from manyeyes.learners.detector import DetectorLearner
 from manyeyes.learners.learner import FitPlan, Progress, ProgressCallback, Template, silent
 from manyeyes.learners.models import module_of, take
 from manyeyes.learners.training import pick_device
+from manyeyes.registry import MODELS, Registry
 
 __all__ = ["Limits", "Site"]
 
@@ -45,6 +50,7 @@ class Site:
         progress: told how far each fit is.
         refresh: asked before each request for the pictures as they are then; may refuse.
         now: the local time; for tests.
+        server: the one at this site that gets models, if there is one.
     """
 
     def __init__(
@@ -53,6 +59,7 @@ class Site:
         data: Dataset,
         state: Path,
         *,
+        server: LocalServer | None = None,
         limits: Limits | None = None,
         progress: ProgressCallback = silent,
         refresh: Callable[[], Dataset] | None = None,
@@ -63,6 +70,7 @@ class Site:
         self._limits, self._progress = limits or Limits(), progress
         self._counted, self._now = Counted(), now
         self._refresh = refresh or (lambda: data)
+        self._server = server
         self._built: tuple[ModelForm, Dataset, Client] | None = None
         # Before it has a model: what training adds is estimated on top of it.
         self._memory_at_rest = psutil.Process().memory_info().rss
@@ -94,11 +102,28 @@ class Site:
         else:
             self._check_traffic(_ANSWER_BYTES + _BYTES_PER_CLASS * len(form.names))
         client = self._client(form, data)
+        if request.kind == PUBLISH:
+            return self._publish(request.record, form, client.learner.template, data)
         began = time.monotonic()
         record = client.handle(request, self._guard)
         if request.kind == FIT and self._work:
             self._seconds_per_work = (time.monotonic() - began) / self._work
         return record
+
+    def _publish(self, record: Record, form: ModelForm, template: Template, data: Dataset) -> Record:
+        weights, plan = read_publish_request(record, template.weights)
+        if self._server is None:
+            return published_reply(False, template.form_hash)
+        check_signature(plan.signature, form, plan.round, weights, self._server.authority)
+        used = take_candidate(
+            replace(template, weights=weights),
+            data,
+            Registry(self._server.state / MODELS),
+            label=f"{form.run}, round {plan.round}",
+            round=plan.round,
+            promote=self._server.promote,
+        )
+        return published_reply(used, template.form_hash)
 
     def _client(self, form: ModelForm, data: Dataset) -> Client:
         if self._built is None or self._built[0] != form or self._built[1] is not data:

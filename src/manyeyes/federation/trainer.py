@@ -24,6 +24,7 @@ from manyeyes.datasets import Dataset
 from manyeyes.errors import ConfigError, DataError, ManyeyesError, ResourceError, RunError
 from manyeyes.federation.form import ModelForm
 from manyeyes.federation.limits import Limits
+from manyeyes.federation.local_server import LocalServer
 from manyeyes.federation.site_pictures import SitePictures, out_of_reach
 from manyeyes.federation.traffic import Counted
 from manyeyes.federation.transport import Record, Request
@@ -53,6 +54,7 @@ class SiteSettings:
         model_path: weights of the kind of model that is trained here; None for any kind.
         state: where personal tensors and whatever else outlives a round is kept.
         limits: what it allows, and where it computes.
+        server: the one at this site that gets models, if there is one.
     """
 
     node_id: str
@@ -61,6 +63,7 @@ class SiteSettings:
     model_path: Path | None
     state: Path
     limits: Limits
+    server: LocalServer | None = None
 
 
 class Trainer:
@@ -265,6 +268,7 @@ def _site(settings: SiteSettings, pictures: SitePictures, tell: Callable[[str, A
         limits=replace(settings.limits, architecture=_agreed(settings.model_path)),
         progress=partial(tell, "progress"),
         refresh=current,
+        server=settings.server,
     )
 
 

@@ -57,7 +57,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One thing asked of one node: kind is "fit" or "evaluate"."""
+    """One thing asked of one node: kind is "fit", "evaluate" or "publish"."""
 
     request_id: str
     node_id: str

@@ -149,6 +149,11 @@ def _tell_finetuned(event: Event) -> list[str]:
     return [f"[Node {event['node']}] own model mAP50 {event['metrics']['map50']:.3f} on its own pictures (val)"]
 
 
+def _tell_published(event: Event) -> list[str]:
+    what = "its site uses the model now" if event["used"] else "keeps the model; its site uses another"
+    return [f"[Node {event['node']}] {what}"]
+
+
 def _tell_warning(event: Event) -> list[str]:
     who = f"Node {event['node']}" if "node" in event else model_label(str(event.get("row", "")))
     number = f" round {event['round']}" if event.get("round") else ""
@@ -174,6 +179,7 @@ _TELLERS: dict[str, Callable[[Event], list[str]]] = {
     "update_refused": _tell_refusal,
     "update_late": _tell_late,
     "finetuned": _tell_finetuned,
+    "published": _tell_published,
     "warning": _tell_warning,
     "round_finished": _tell_round,
     "interrupted": _tell_interruption,

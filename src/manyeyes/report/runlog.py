@@ -16,6 +16,7 @@
     round_finished   round, bytes_down, bytes_up, nodes: {node: {bytes_down, bytes_up}}, seconds: {fit, merge,
                      evaluate, checkpoint, total}
     finetuned        round, node, metrics: of its own model, on its validation pictures (federation.finetune_after)
+    published        round, node, used: whether the node's site uses the model of the run now
     row_finished     bytes_down, bytes_up, seconds, kept (round whose weights the row ends with), score (its mean
                      mAP50 on the sites' validation pictures if it was kept as the best, or null)
     run_finished     summary

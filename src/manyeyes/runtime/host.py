@@ -159,6 +159,21 @@ class Host:
             _log.info("model %s (%s) is in use", entry.hash[:12], entry.label)
             return entry
 
+    def follow(self) -> None:
+        """Change to the model that somebody else, such as this site's node, has put to use in the registry.
+
+        One that cannot be opened or fails its test is taken back there, and named in the log.
+        """
+        wanted = next(iter(self.registry.used), None)
+        if wanted is None or wanted == self._serving.engine.model_hash:
+            return
+        try:
+            self.use(wanted)
+        except ManyeyesError as error:
+            _log.warning("model %s is not used: %s", wanted[:12], error)
+            self.taken_back += 1
+            self.registry.drop_used()
+
     def roll_back(self) -> Entry:
         """Change to the model that was used before this one.
 

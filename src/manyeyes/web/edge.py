@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -16,9 +18,9 @@ import anyio
 import anyio.to_thread
 from starlette.exceptions import HTTPException
 
-from manyeyes.errors import ConfigError, DataError
+from manyeyes.errors import ConfigError, DataError, ManyeyesError
 from manyeyes.federation.hours import DayHours
-from manyeyes.registry import Registry
+from manyeyes.registry import MODELS, Registry
 from manyeyes.runtime.archive import ArchiveLimits
 from manyeyes.runtime.engine import Engine, Found, open_engine
 from manyeyes.runtime.host import Host, Night
@@ -37,6 +39,9 @@ T = TypeVar("T")
 # A camera is remembered when what it shows has changed, and not more often than this, in seconds.
 _REMEMBER_EVERY = 1.0
 _MOST_REMEMBERED = 1000
+_FOLLOW_SECONDS = 2.0
+
+_log = logging.getLogger(__name__)
 
 
 class Edge:
@@ -70,6 +75,11 @@ class Edge:
         )
         for name, source in config.streams.items():
             self.streams.add(name, source)
+        self._ended = threading.Event()
+        follower = threading.Thread(target=self._follow, name="manyeyes-registry", daemon=True)
+        follower.start()
+        stack.callback(follower.join, _FOLLOW_SECONDS)
+        stack.callback(self._ended.set)
 
     @property
     def waiting(self) -> int:
@@ -107,6 +117,14 @@ class Edge:
         """The newest frame of a camera and what was found in it; None before the first."""
         result = self.streams.latest(stream)
         return result.found if result else None
+
+    def _follow(self) -> None:
+        """The node of this site is another process: what it puts to use is seen in the registry."""
+        while not self._ended.wait(_FOLLOW_SECONDS):
+            try:
+                self.host.follow()
+            except ManyeyesError as error:
+                _log.warning("the registry: %s", error)
 
     def _look(self, data: bytes, min_score: float, *, source: str, name: str) -> Found:
         try:
@@ -157,7 +175,7 @@ def open_edge(config: ServeConfig) -> Iterator[Edge]:
             key="host",
             cure=f"Set one with `manyeyes access password --state {config.state}`, or listen on 127.0.0.1.",
         )
-    registry = Registry(config.state / "models")
+    registry = Registry(config.state / MODELS)
     chosen = registry.add(config.model).hash if config.model else next(iter(registry.used), None)
     if chosen is None:
         raise ConfigError("no model is named, and none was used before", key="model", cure="manyeyes serve MODEL")

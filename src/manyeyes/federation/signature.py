@@ -1,0 +1,97 @@
+"""A coordinator's word for a model: signed with the key of its certificate, checked against its authority.
+
+TLS says from whom a message came; the signature says who stands for a model, wherever it lies and whoever passes it on.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from manyeyes.errors import UpdateRefusedError
+from manyeyes.federation.form import ModelForm
+from manyeyes.federation.keys import SERVER, read_certificate, read_server_key
+from manyeyes.federation.messages import Signature
+from manyeyes.weights import Weights
+
+__all__ = ["Signer", "check_signature"]
+
+_KIND = "manyeyes model 1"
+
+
+class Signer:
+    """Signs models for a coordinator.
+
+    Args:
+        state: the coordinator's state folder.
+
+    Raises:
+        ConfigError: it holds no certificate.
+        ResourceError: its key is open to others.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self._key = read_server_key(state / SERVER)
+        certificate = read_certificate(state / SERVER)
+        self._certificate = certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+    def sign(self, form: ModelForm, round: int, weights: Weights) -> Signature:
+        """For the weights of a run after so many rounds."""
+        value = self._key.sign(_statement(form, round, weights), ec.ECDSA(hashes.SHA256()))
+        return Signature(certificate=self._certificate, value=base64.b64encode(value).decode())
+
+
+def check_signature(
+    signature: Signature,
+    form: ModelForm,
+    round: int,
+    weights: Weights,
+    authority: Path,
+    *,
+    now: datetime | None = None,
+) -> None:
+    """Refuse a model for which no coordinator of this authority stands.
+
+    Args:
+        signature: that came with it.
+        form, round, weights: what it is said to be of.
+        authority: file of the authority's certificate, ca.crt.
+        now: for tests.
+
+    Raises:
+        UpdateRefusedError: the certificate is not of the authority or not valid now, or the signature is of something
+            else.
+        ConfigError: the authority's certificate cannot be read.
+    """
+    issuer, now = read_certificate(authority), now or datetime.now(UTC)
+    try:
+        certificate = x509.load_pem_x509_certificate(signature.certificate.encode())
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise UpdateRefusedError("the model is signed by somebody whom this site's authority does not know") from error
+    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+        raise UpdateRefusedError(
+            "the certificate that the model is signed with is not valid now", cure="manyeyes coordinator renew"
+        )
+    key = certificate.public_key()
+    try:
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise ValueError("another kind of key")
+        value = base64.b64decode(signature.value, validate=True)
+        key.verify(value, _statement(form, round, weights), ec.ECDSA(hashes.SHA256()))
+    except (ValueError, binascii.Error, InvalidSignature) as error:
+        raise UpdateRefusedError("the model is not what was signed: it was changed on its way") from error
+
+
+def _statement(form: ModelForm, round: int, weights: Weights) -> bytes:
+    # Sorted, and with the hash of every name, shape and number.
+    said = {"kind": _KIND, **form.model_dump(mode="json"), "round": round, "weights": weights.value_hash}
+    return json.dumps(said, sort_keys=True).encode()
