@@ -146,6 +146,26 @@ def of_inference(cells: dict[str, Cell]) -> list[str]:
     return [*lines, ""]
 
 
+def of_streams(cells: dict[str, Cell]) -> list[str]:
+    """The section of how many cameras are kept up with, and of what more than that do."""
+    lines = of_claims("Several cameras on a plain CPU", "python benchmarks/streams.py", cells)
+    for cell in cells.values():
+        lines += [
+            f"YOLOv8n at 640 px in {cell['precision']}, {cell['threads']} threads; cameras of 1920 × 1080 pixels at 5"
+            " frames/s, of each the newest frame; milliseconds from a frame's arrival to its boxes.",
+            "",
+            "| | cameras | mean | p95 | most | looked at/s | left out | memory grown |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for row in cell["rows"]:
+            times = " | ".join(f"{row[key]:.1f}" for key in ("mean_ms", "p95_ms", "most_ms", "looked_at_per_second"))
+            lines.append(
+                f"| {row['way']} | {row['streams']} | {times} | {row['left_out']:.1%} | {row['grown_mb']:.1f} MB |"
+            )
+        lines.append("")
+    return lines
+
+
 def of_overhead(cells: dict[str, Cell]) -> list[str]:
     """The section of what a round costs across processes, with its parts."""
     lines = of_claims("A round across processes", "python benchmarks/round_overhead.py", cells)
@@ -246,6 +266,7 @@ def main() -> None:
             views_accuracy.claims_of(list(views.values())) if views else None,
         ),
         *of_inference(read("inference")),
+        *of_streams(read("streams")),
         "# Earlier recipes",
         "",
         "Kept for comparison; their commands stand at the commits that are named.",
