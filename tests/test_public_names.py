@@ -30,6 +30,7 @@ LIGHT_MODULES = [
     "manyeyes.federation.backup",
     "manyeyes.federation.hours",
     "manyeyes.federation.node_status",
+    "manyeyes.runtime.streams",
     "manyeyes.web.node",
 ]
 
