@@ -14,7 +14,7 @@ from typing import Any
 
 from manyeyes.weights import write_atomically
 
-__all__ = ["Claim", "arguments", "claim", "commit", "machine", "save_cell", "seeds_of", "show"]
+__all__ = ["RESULTS", "Claim", "arguments", "claim", "commit", "machine", "save_cell", "seeds_of", "show"]
 
 RESULTS = Path(__file__).parent / "results"
 

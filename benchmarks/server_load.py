@@ -1,7 +1,7 @@
 """Claims: over HTTP the server gives nearly what its engine gives, loses no request to a new model, and does not grow.
 
-    python benchmarks/server_load.py                    1, 8 and 64 clients, a change of the model, 30 minutes of load
-    python benchmarks/server_load.py --minutes 0        without the last
+    python benchmarks/server_load.py                    1, 8 and 64 clients, a change of the model
+    python benchmarks/server_load.py --minutes 30       only memory, under so many minutes of load; may be disturbed
     python benchmarks/server_load.py --quick            a few seconds of each, not kept
 
 The server is a process of its own; the clients are threads of another one, each with a connection that stays open,
@@ -122,10 +122,10 @@ def engine_rate(engine: Any, pictures: list[bytes], seconds: float) -> float:
 @contextmanager
 def served(models: list[Path], state: Path) -> Iterator[tuple[int, int]]:
     """A server in a process of its own: its port and process id. All models are in its registry, the first is used."""
-    from manyeyes.registry import Registry
+    from manyeyes.registry import MODELS, Registry
 
     for model in models:
-        Registry(state / "models").add(model)
+        Registry(state / MODELS).add(model)
     command = [sys.executable, "-m", "manyeyes.cli", "serve", str(models[0]), "--state", str(state), "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
@@ -209,6 +209,10 @@ def memory(port: int, pid: int, pictures: list[bytes], minutes: float) -> list[f
 
 def claims_of(samples: dict[str, Any]) -> list[Claim]:
     """From what was measured."""
+    if "megabytes" in samples:
+        third = max(1, len(samples["megabytes"]) // 3)
+        first, last = samples["megabytes"][:third], samples["megabytes"][-third:]
+        return [claim("megabytes of the server, last / first third of the load", last, first, 1.03, "lower")]
     speed, swap = samples["throughput"], samples["swap"]
     claims = [
         claim(
@@ -229,31 +233,42 @@ def claims_of(samples: dict[str, Any]) -> list[Claim]:
             "higher",
         )
     )
-    if samples["megabytes"]:
-        third = max(1, len(samples["megabytes"]) // 3)
-        first, last = samples["megabytes"][:third], samples["megabytes"][-third:]
-        claims.append(claim("megabytes of the server, last / first third of the load", last, first, 1.03, "lower"))
     return claims
 
 
 def parse() -> argparse.Namespace:
     """Options of the command line."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--minutes", type=float, default=30, help="of the load that memory is watched under")
+    parser.add_argument("--minutes", type=float, help="of the load that memory is watched under, and nothing else")
     parser.add_argument("--seconds", type=float, default=20, help="of each turn")
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
     if options.quick:
-        options.minutes, options.seconds, options.turns = 0.1, 2, 1
+        options.seconds, options.turns = 2, 1
     return options
+
+
+def speed_and_swap(options: argparse.Namespace, port: int, registry: Any, models: list[Path], wide: list[bytes]) -> Any:
+    """Throughput beside the engine alone, and a change of the model under load."""
+    from manyeyes.runtime.engine import open_engine
+
+    engine = open_engine(models[0], measured=registry.measured)
+    engine.predict(wide[0])
+    found = throughput(port, engine, wide, options.turns, options.seconds)
+    other = registry.add(models[1]).hash
+    load, took = under_load(port, wide, 3 + options.seconds / 4, lambda: change_model(port, other))
+    if len(load.models) != 2:
+        raise SystemExit("the model was not changed while the clients asked")
+    swap = {"answered": len(load.seconds), "lost": len(load.lost), "seconds": took, "p99": load.percentile(0.99)}
+    print(f"swap: {swap}", file=sys.stderr)
+    return {"throughput": found, "swap": swap, "engine": f"{engine.backend} {engine.precision}"}
 
 
 def main() -> None:
     """Measure and print."""
     from manyeyes.learners.export import export_model
     from manyeyes.learners.models import open_template
-    from manyeyes.registry import Registry
-    from manyeyes.runtime.engine import open_engine
+    from manyeyes.registry import MODELS, Registry
 
     options = parse()
     with tempfile.TemporaryDirectory() as folder:
@@ -262,30 +277,17 @@ def main() -> None:
             export_model(template, Path(folder) / "one.onnx").path,
             export_model(template, Path(folder) / "two", format="openvino").path,
         ]
-        wide = inference.pictures()[1]
-        state = Path(folder) / "state"
+        wide, state = inference.pictures()[1], Path(folder) / "state"
         with served(models, state) as (port, pid):
             asked(port, wide, 8, 2)  # warms up
-            engine = open_engine(models[0], measured=Registry(state / "models").measured)
-            engine.predict(wide[0])
-            found = throughput(port, engine, wide, options.turns, options.seconds)
-            other = Registry(state / "models").add(models[1]).hash
-            load, took = under_load(port, wide, 3 + options.seconds / 4, lambda: change_model(port, other))
-            if len(load.models) != 2:
-                raise SystemExit("the model was not changed while the clients asked")
-            swap = {
-                "answered": len(load.seconds),
-                "lost": len(load.lost),
-                "seconds": took,
-                "p99": load.percentile(0.99),
-            }
-            print(f"swap: {swap}", file=sys.stderr)
-            megabytes = memory(port, pid, wide, options.minutes) if options.minutes else []
-    samples = {"throughput": found, "swap": swap, "megabytes": megabytes}
+            if options.minutes:
+                samples = {"megabytes": memory(port, pid, wide, options.minutes)}
+            else:
+                samples = speed_and_swap(options, port, Registry(state / MODELS), models, wide)
     if not options.quick:
         kept = {name: getattr(options, name) for name in ("minutes", "seconds", "turns")}
-        about = {"seed": 0, "configuration": kept, "engine": f"{engine.backend} {engine.precision}"}
-        save_cell("server_load", "yolov8n-640", {**about, "samples": samples})
+        name = f"memory-{options.minutes:g}" if options.minutes else "yolov8n-640"
+        save_cell("server_load", name, {"seed": 0, "configuration": kept, "samples": samples})
     show(claims_of(samples), options.json)
 
 

@@ -307,7 +307,8 @@ def _write_openvino(work: _Work, path: Path) -> Exported:
     with tempfile.TemporaryDirectory() as folder:
         traced = Path(folder) / "model.onnx"
         _trace_onnx(work, traced, work.info("fp32"))
-        model = ov.Core().read_model(traced)
+        # Converted, not only read: what stays two operations (SiLU as x · sigmoid x) would be quantised in between.
+        model = ov.convert_model(traced) if work.precision == "int8" else ov.Core().read_model(traced)
     if work.precision == "int8":
         model = _quantised(work, model)
     model.set_rt_info(work.info().model_dump_json(), METADATA)
