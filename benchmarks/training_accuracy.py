@@ -9,9 +9,9 @@ the same size. Both use AdamW at the rate that Ultralytics chooses for so many c
 hundredth of it; each with its own warm-up, averaging of weights and augmentation. Ours were set on seed 0 (mAP50-95
 .484 with a cosine to a twentieth of the rate, .554 to a hundredth, .551 in a line, .575 with the average over some 100
 steps, .592 with gradients clipped where Ultralytics clips them: at a norm of 10 of the sum over a batch of 8, which is
-1.25 of our mean; theirs .574), so the seeds measured are others. Their final weights (not the best of all epochs: nothing is
-chosen on the test pictures) are tested by the same evaluator on the test pictures. A seed that was measured before is
-not run again: delete its cell.
+1.25 of our mean; theirs .574), so the seeds measured are others. Their final weights (not the best of all epochs:
+nothing is chosen on the test pictures) are tested by the same evaluator on the test pictures. A seed that was measured
+before is not run again: delete its cell.
 
 Needs ../shared/data/pcb and ../shared/data/weights/yolov8n.pt, or --data and --weights.
 """
