@@ -163,7 +163,7 @@ class Registry:
         """Hashes of the models that were put to use: the present one first, then what was used before it."""
         try:
             names = json.loads((self._folder / _USE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return []
         here = {entry.hash for entry in self.entries()}
         return [name for name in names if isinstance(name, str) and name in here] if isinstance(names, list) else []

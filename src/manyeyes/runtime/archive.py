@@ -94,7 +94,7 @@ class PackedPictures:
         except _UNPACK_ERRORS as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise DataError(f"cannot be opened as a ZIP archive ({reason})", file=path) from error
-        entries = [entry for entry in self._archive.infolist() if not entry.is_dir() and not _by_the_way(entry)]
+        entries = [entry for entry in self._archive.infolist() if not _by_the_way(entry)]
         if len(entries) > limits.entries:
             raise DataError(f"holds {len(entries)} files, more than {limits.entries}", file=path, cure="Divide it.")
         if sum(entry.file_size for entry in entries) > limits.all_bytes:
@@ -158,7 +158,9 @@ def _plain(name: str) -> PurePosixPath:
 
 
 def _by_the_way(entry: zipfile.ZipInfo) -> bool:
-    """What systems put into archives beside the files of people."""
+    """Folders, and what systems put into archives beside the files of people."""
+    if entry.filename.endswith("/"):  # `is_dir` fails for a name without letters
+        return True
     plain = _plain(entry.filename)
     return plain.name.startswith(".") or plain.name == "Thumbs.db" or plain.parts[0] == "__MACOSX"
 
