@@ -567,6 +567,7 @@ ARCHIVES = [
     Case("a name with backslashes", archive(zip_of("..\\..\\canary.jpg"), error=OUT), 202),
     Case("a name in a network of Windows", archive(zip_of("\\\\10.0.0.1\\c$\\a.jpg"), error=OUT), 202),
     Case("a name with NUL", archive(lambda good: packed(("a.jpgXpng", good)).replace(b"X", b"\0")), 202),
+    Case("a name without letters", archive(lambda good: packed(("", good)), error="no picture by its name"), 202),
     Case("a name that is a dot", archive(lambda good: packed((".", good)), error="no picture by its name"), 202),
     Case("a name that is empty", archive(lambda good: packed(("a", good)).replace(b"a", b"/")), 422),
     Case("a name that is written from right to left", archive(zip_of("a\u202egpj.exe"), error="no picture by"), 202),

@@ -1,0 +1,211 @@
+"""The models of a site on its disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from manyeyes.errors import WeightsError
+from manyeyes.registry import Registry
+from manyeyes.runtime.model_file import file_hash
+
+
+@pytest.fixture(scope="module")
+def files(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """One network in three files."""
+    import onnx
+
+    folder = tmp_path_factory.mktemp("models")
+    model = onnx.load(onnx_file)
+    for name in "abc":
+        model.producer_name = name
+        onnx.save(model, folder / f"{name}.onnx")
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def filled(files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry of them; only copied."""
+    folder = tmp_path_factory.mktemp("filled") / "models"
+    registry = Registry(folder)
+    for path in files:
+        registry.add(path)
+    return folder
+
+
+@pytest.fixture
+def registry(filled: Path, tmp_path: Path) -> Registry:
+    return Registry(shutil.copytree(filled, tmp_path / "models"))
+
+
+def folder_of(registry: Registry) -> Path:
+    return registry.measured.parent
+
+
+def test_a_model_is_known_by_the_hash_of_its_file(registry: Registry, files: list[Path]) -> None:
+    entries = registry.entries()
+    assert {entry.hash for entry in entries} == {file_hash(path) for path in files}
+    assert {entry.label for entry in entries} == {"a.onnx", "b.onnx", "c.onnx"}
+    for entry in entries:
+        assert entry.info.names == ("person", "car")
+        assert entry.num_bytes == registry.path(entry.hash).stat().st_size
+        assert file_hash(registry.path(entry.hash)) == entry.hash
+
+
+def test_the_newest_is_the_first(registry: Registry, files: list[Path]) -> None:
+    assert [entry.label for entry in registry.entries()] == ["c.onnx", "b.onnx", "a.onnx"]
+
+
+def test_adding_it_again_changes_nothing(registry: Registry, files: list[Path]) -> None:
+    before = registry.entries()
+    assert registry.add(files[0], label="another") == next(entry for entry in before if entry.label == "a.onnx")
+    assert registry.entries() == before
+
+
+def test_the_model_is_a_copy(registry: Registry, files: list[Path], tmp_path: Path) -> None:
+    mine = shutil.copy(files[0], tmp_path / "mine.onnx")
+    entry = registry.add(Path(mine))
+    Path(mine).write_bytes(b"")
+    assert registry.path(entry.hash).stat().st_size == entry.num_bytes
+
+
+def test_the_beginning_of_a_hash_is_enough_if_no_other_begins_so(registry: Registry) -> None:
+    name = registry.entries()[0].hash
+    assert registry.entry(name[:12]).hash == name
+    for wrong in ("", "x", "../..", name + "0", "0" * 64):
+        with pytest.raises(WeightsError, match="no model here"):
+            registry.entry(wrong)
+
+
+def test_what_is_no_model_of_ours_is_not_taken(registry: Registry, tmp_path: Path) -> None:
+    rubbish = tmp_path / "rubbish.onnx"
+    rubbish.write_bytes(b"\x80\x04cos\nsystem\n.")
+    for path in (rubbish, tmp_path / "nothing.onnx", tmp_path / "weights.pt", tmp_path):
+        with pytest.raises(WeightsError):
+            registry.add(path)
+    assert len(registry.entries()) == 3
+    assert not [path for path in folder_of(registry).iterdir() if path.name.startswith(".")]
+
+
+def test_a_changed_file_is_not_given_out_and_is_mended_by_adding_it_again(
+    registry: Registry, files: list[Path]
+) -> None:
+    entry = registry.entries()[-1]
+    path = registry.path(entry.hash)
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(WeightsError, match="was changed since it was added"):
+        registry.path(entry.hash)
+    assert registry.add(files[0]).hash == entry.hash
+    assert file_hash(registry.path(entry.hash)) == entry.hash
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff", b'{"hash": "' + b"0" * 64])
+def test_a_damaged_entry_is_passed_over_and_mended_by_adding_it_again(
+    registry: Registry, files: list[Path], content: bytes
+) -> None:
+    entry = registry.entries()[-1]
+    (folder_of(registry) / entry.hash / "about.json").write_bytes(content)
+    assert len(registry.entries()) == 2
+    assert registry.add(files[0]).hash == entry.hash
+    assert len(registry.entries()) == 3
+
+
+def test_an_entry_that_speaks_of_another_model_is_passed_over(registry: Registry) -> None:
+    first, second, _ = (folder_of(registry) / entry.hash / "about.json" for entry in registry.entries())
+    shutil.copy(first, second)
+    assert len(registry.entries()) == 2
+
+
+def test_what_else_lies_in_the_folder_is_no_model(registry: Registry) -> None:
+    for name in ("notes", "A" * 64, "0" * 63, "..."):
+        (folder_of(registry) / name).mkdir()
+        shutil.copy(folder_of(registry) / registry.entries()[0].hash / "about.json", folder_of(registry) / name)
+    assert len(registry.entries()) == 3
+
+
+def test_one_goes_back_in_the_order_in_which_models_were_used(registry: Registry) -> None:
+    a, b, c = (entry.hash for entry in reversed(registry.entries()))
+    for name in (a, b, c, b):
+        registry.use(name)
+    assert registry.used == [b, c, a]
+    assert Registry(folder_of(registry)).used == [b, c, a]
+    registry.drop_used()
+    registry.drop_used()
+    assert registry.used == [a]
+    with pytest.raises(WeightsError, match="this one is the first"):
+        registry.drop_used()
+
+
+def test_a_model_that_was_deleted_is_not_gone_back_to(registry: Registry) -> None:
+    a, b, c = (entry.hash for entry in reversed(registry.entries()))
+    for name in (a, b, c):
+        registry.use(name)
+    shutil.rmtree(folder_of(registry) / b)
+    assert registry.used == [c, a]
+    with pytest.raises(WeightsError):
+        registry.use(b)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "{}", "3", "null", '"abc"', "[[]]", "[{}, 1, null]", '["../.."]', "[" * 100_000]
+)
+def test_a_damaged_list_of_used_models_is_as_good_as_none(registry: Registry, text: str) -> None:
+    (folder_of(registry) / "use.json").write_text(text)
+    assert registry.used == []
+    name = registry.entries()[0].hash
+    registry.use(name)
+    assert registry.used == [name]
+
+
+def test_an_empty_site_has_no_models(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "none")
+    assert (registry.entries(), registry.used) == ([], [])
+    with pytest.raises(WeightsError):
+        registry.path("0" * 64)
+    assert not (tmp_path / "none").exists()
+
+
+def test_many_may_add_and_use_at_the_same_time(files: list[Path], tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "models")
+    errors: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for path in files[number % 3 :] + files[: number % 3]:
+                registry.use(registry.add(path).hash)
+                assert registry.used
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len(registry.entries()) == len(registry.used) == 3
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.one_of(st.integers(0, 2), st.none()), max_size=12))
+def test_used_models_are_a_list_without_repetition(registry: Registry, steps: list[int | None]) -> None:
+    (folder_of(registry) / "use.json").unlink(missing_ok=True)
+    names = sorted(entry.hash for entry in registry.entries())
+    expected: list[str] = []
+    for step in steps:
+        if step is not None:
+            registry.use(names[step])
+            expected = [names[step], *(name for name in expected if name != names[step])]
+        elif len(expected) > 1:
+            registry.drop_used()
+            expected.pop(0)
+        assert registry.used == expected
+    saved = json.loads((folder_of(registry) / "use.json").read_text()) if expected else []
+    assert saved == expected
