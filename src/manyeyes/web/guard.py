@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import re
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -23,6 +23,8 @@ CSRF_HEADER = "x-manyeyes"
 """A page sends it with whatever changes something; a form of another site cannot."""
 
 _DIGITS = 20
+# RFC 9110, section 7.2; nothing else that some parser of addresses would read as one.
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,253}))(?::[0-9]{0,5})?")
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _JSON_BYTES = 64 * 1024
 # Whoever sends less in a second, when all of a body is looked at, keeps a place that others need.
@@ -200,14 +202,8 @@ async def _answer(send: Send, status: int, reason: str) -> None:
 
 
 def _host_name(host: str) -> str | None:
-    try:
-        parts = urlsplit(f"//{host}")
-        parts.port  # noqa: B018 - raises where it is no number
-    except ValueError:
-        return None
-    if parts.username is not None or parts.path or parts.query or parts.fragment or not parts.hostname:
-        return None
-    return parts.hostname
+    found = _HOST.fullmatch(host)
+    return (found[1] or found[2]).lower() if found else None
 
 
 def _is_address(name: str) -> bool:
