@@ -14,6 +14,7 @@ from manyeyes.web.edge import open_edge
 from manyeyes.web.node import node_app
 from manyeyes.web.serving import listen, serving
 from manyeyes.web.settings import ServeConfig
+from manyeyes.web.uploads import spooling_to
 
 __all__ = ["serve_site"]
 
@@ -28,7 +29,12 @@ def serve_site(config: ServeConfig, *, console: Console, quiet: bool = False) ->
         ManyeyesError: anything else that keeps it from starting.
     """
     tls = _tls(config)
-    with stop_signals() as stop, open_edge(config) as edge, listen(config.host, config.port, key="port") as listener:
+    with (
+        stop_signals() as stop,
+        open_edge(config) as edge,
+        spooling_to(config.state / "spool"),
+        listen(config.host, config.port, key="port") as listener,
+    ):
         limits = config.limits
         with serving(
             node_app(edge=edge),

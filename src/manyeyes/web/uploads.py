@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -14,12 +15,27 @@ from starlette.requests import Request
 
 from manyeyes.web.settings import LimitSection
 
-__all__ = ["Upload", "read_picture", "read_pictures", "save_archive"]
+__all__ = ["Upload", "read_picture", "read_pictures", "save_archive", "spooling_to"]
 
 _FORM = "multipart/form-data"
 _MOST_FIELDS = 16
 _LONGEST_NAME = 200
 _PIECE = 1 << 20
+
+
+@contextmanager
+def spooling_to(folder: Path) -> Iterator[None]:
+    """Within the block files of forms beyond a megabyte lie in a folder, without a name, until they were read.
+
+    The system's folder for such files is memory on many machines, and an archive has gigabytes. For a process that does
+    nothing but serve: it is told to all of it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 @dataclass(frozen=True, slots=True)
