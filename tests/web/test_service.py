@@ -23,10 +23,10 @@ def manyeyes(*words: object, input: str | None = None) -> subprocess.CompletedPr
 
 
 @contextmanager
-def serve(*words: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def serve(*words: object, cwd: Path | None = None) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The address that the command says, and the process."""
     command = [sys.executable, "-m", "manyeyes.cli", "serve", *map(str, words), "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=cwd)
     try:
         assert process.stderr is not None
         lines = [process.stderr.readline() for _ in range(2)]
@@ -47,6 +47,19 @@ def test_it_serves_until_ctrl_c_and_ends_well(onnx_file: Path, scenes: Path, tmp
         assert process.wait(timeout=20) == 0
         assert process.stderr is not None
         assert "ended after 1 pictures" in process.stderr.read()
+
+
+def test_large_forms_lie_in_its_own_folder_and_leave_nothing_there(
+    onnx_file: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    # A JPEG may have anything after its end.
+    large = pictures[0].read_bytes() + bytes(8 << 20)
+    with serve(onnx_file, "--threads", "1", cwd=tmp_path) as (address, _):
+        for _ in range(3):
+            files = {"file": ("a.jpg", large)}
+            httpx.post(f"{address}/api/v1/detect", files=files, trust_env=False, timeout=30).raise_for_status()
+    assert list((tmp_path / "serve" / "spool").iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["serve"]
 
 
 def test_it_speaks_tls_with_the_certificate_of_a_coordinator(onnx_file: Path, tmp_path: Path) -> None:
