@@ -67,6 +67,8 @@ def live_router(edge: Edge) -> APIRouter:
             await _show(edge, socket, name, leaving, picture=picture)
         except (WebSocketDisconnect, RuntimeError):
             pass  # the other side has gone while it was being answered
+        except DataError:
+            await socket.close(_NOT_FOUND, "the camera is not watched any more")
         finally:
             leaving.cancel()
 
@@ -149,8 +151,9 @@ async def _show(edge: Edge, socket: WebSocket, name: str, leaving: asyncio.Task[
         wait = partial(edge.streams.wait_newer, name, after, _PATIENCE)
         result = await anyio.to_thread.run_sync(wait, limiter=edge.watching)
         if result is None:
-            if all(stream.name != name for stream in edge.streams.status()):
-                return
+            latest = edge.streams.latest(name)
+            if latest and latest.number < after:  # it was removed and added again, and counts anew
+                after = -1
             continue
         after = result.number
         answer = {"frame": after, "time": result.time, **found_values(result.found)}
