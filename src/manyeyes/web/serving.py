@@ -24,13 +24,14 @@ _HEAD_BYTES = 64 * 1024
 
 
 class _Protocol(H11Protocol):
-    """HTTP that waits for the head of a request, and for the rest of a body that nobody wants, only so long.
+    """HTTP that waits only so long: for the head of a request, for the rest of a body that nobody wants, for a reader.
 
     Of uvicorn's two parsers it is the one that is always there, and the one that limits how long a head may be.
     """
 
     patience = 30.0
     _timer: asyncio.TimerHandle | None = None
+    _reader: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -51,8 +52,19 @@ class _Protocol(H11Protocol):
         if self.conn.their_state is h11.SEND_BODY:
             self._wait()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reader = self.loop.call_later(self.patience, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_no_more()
+        if self._reader is not None:
+            self._reader.cancel()
         super().connection_lost(exc)
 
     def _wait(self) -> None:
@@ -108,7 +120,7 @@ def serving(
         grace: seconds that requests may take to end when the block is left.
         connections: so many at a time; None for any number.
         message_bytes: largest message of a WebSocket; None speaks none.
-        patience: seconds that the head of a request may take.
+        patience: seconds that the head of a request may take, and that an answer may wait until some of it is read.
     """
     config = uvicorn.Config(
         app,
