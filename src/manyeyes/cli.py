@@ -499,7 +499,9 @@ def access_password(
     else:
         password = sys.stdin.readline().rstrip("\r\n")
     Access(state).set_password(Role[role.value], password)
-    Console(stderr=True).print(f"The {role.value} has a new password. Sessions that are open stay open.")
+    Console(stderr=True).print(
+        f"The {role.value} has a new password; sessions that were begun with another have ended."
+    )
 
 
 @access_app.command("token", epilog="Example: `manyeyes access token line-3-robot --state serve`")

@@ -119,7 +119,8 @@ class Engine:
         """
         decoded = decode(picture, self.imgsz) if isinstance(picture, bytes) else picture
         geometry = Geometry.of(decoded.size, self.imgsz)
-        with self._turns.turn() as alone, self._prepared(geometry.canvas).one(alone=alone) as shot:
+        shots = self._prepared(geometry.canvas)
+        with self._turns.turn() as alone, shots.one(alone=alone) as shot:
             shot.canvas.show(decoded.picture, geometry)
             return find_boxes(shot.run(), geometry, decoded.size, min_score=min_score)
 
@@ -159,6 +160,7 @@ class Engine:
             self._shots[shape] = shots
             if len(self._shots) > _SHAPES:
                 self._shots.popitem(last=False)
+        shots.make()
         return shots
 
 
@@ -171,11 +173,16 @@ class _Shots:
         self._beside: deque[Shot] = deque()
         self._lock = threading.Lock()
 
+    def make(self) -> None:
+        """Compile for the shape, which takes a third of a second: before its turn, so that others have theirs."""
+        with self._lock:
+            self._alone = self._alone or self._network.shot(self._shape)
+
     @contextmanager
     def one(self, *, alone: bool) -> Iterator[Shot]:
         """The one for a picture that has the network alone, or one of those for pictures side by side."""
         if alone or not self._lanes:
-            self._alone = self._alone or self._network.shot(self._shape)
+            assert self._alone
             yield self._alone
             return
         with self._lock:

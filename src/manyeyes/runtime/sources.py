@@ -25,7 +25,7 @@ __all__ = ["Capture", "Frame", "LiveStream", "Shown", "is_live", "open_capture",
 _VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 _LIVE_SCHEMES = ("rtsp", "rtsps", "http", "https")
 
-_CAMERA = re.compile(r"\d{1,2}|/dev/video\d{1,2}")
+_CAMERA = re.compile(r"[0-9]{1,2}|/dev/video[0-9]{1,2}")
 # Seconds: how long a camera may take to answer or to send the next frame; how long reads may fail before it is opened
 # again; how long `frames` waits for that to help; from where to where pauses between attempts grow.
 _PATIENCE = 10.0

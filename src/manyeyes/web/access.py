@@ -41,7 +41,7 @@ class Role(IntEnum):
     viewer = 1
     """Look: find objects, see streams, history and models."""
     administrator = 2
-    """Change: models, streams, jobs of others."""
+    """Change: models, scenes, cameras, tokens; delete jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Access:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._sessions: OrderedDict[str, tuple[Role, float]] = OrderedDict()
+        self._sessions: OrderedDict[str, tuple[Role, float, str]] = OrderedDict()
         self._lock = threading.Lock()
         # Many guesses at a time must not take the memory of many.
         self._computing = threading.Lock()
@@ -172,16 +172,21 @@ class Access:
         """A new session; returns what the browser keeps of it."""
         name = secrets.token_urlsafe(32)
         with self._lock:
-            self._sessions[_digest(name)] = role, time.monotonic() + _SESSION_SECONDS
+            self._sessions[_digest(name)] = role, time.monotonic() + _SESSION_SECONDS, self._mark(role)
             while len(self._sessions) > _MOST_SESSIONS:
                 self._sessions.popitem(last=False)
         return name
 
     def role_of_session(self, name: str) -> Role | None:
-        """What a session allows; None if it has ended or never was."""
+        """What a session allows; None if it has ended, never was, or its password is another since."""
         with self._lock:
-            role, until = self._sessions.get(_digest(name), (None, 0.0))
-        return role if time.monotonic() < until else None
+            role, until, mark = self._sessions.get(_digest(name), (None, 0.0, ""))
+        lasts = role is not None and time.monotonic() < until and mark == self._mark(role)
+        return role if lasts else None
+
+    def _mark(self, role: Role) -> str:
+        secret = self._secrets().get(role.name)
+        return secret.scrypt if secret else ""
 
     def end_session(self, name: str) -> None:
         """It allows nothing any more."""

@@ -59,7 +59,7 @@ class Edge:
     def __init__(self, config: ServeConfig, registry: Registry, host: Host, history: History, stack: ExitStack) -> None:
         self.config, self.registry, self.host, self.history = config, registry, host, history
         self.access = Access(config.state)
-        self.guarded = config.public or self.access.guarded
+        self._guarded = config.public or self.access.guarded
         self.guesses = Guesses(config.limits.guesses)
         self.metrics = EdgeMetrics()
         self.began = time.time()
@@ -80,6 +80,11 @@ class Edge:
         follower.start()
         stack.callback(follower.join, _FOLLOW_SECONDS)
         stack.callback(self._ended.set)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether a password is needed: one that was set since the start counts, one that was deleted too."""
+        return self._guarded or self.access.guarded
 
     @property
     def waiting(self) -> int:
