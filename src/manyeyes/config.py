@@ -124,7 +124,12 @@ class TrainSection(Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum, or AdamW's beta1")
     weight_decay: float = Field(0.0005, ge=0)
     warmup_epochs: float = Field(0.5, ge=0, description="while an optimiser begins: in a node's first round")
-    clip_norm: float | None = Field(10.0, gt=0, description="largest L2 norm of a gradient; null for none")
+    clip_norm: float | None = Field(
+        # Ultralytics clips at 10 what it sums over a batch; ours is the mean, and this the same for a batch of 8.
+        1.25,
+        gt=0,
+        description="largest L2 norm of a gradient, the mean over a batch; null for none",
+    )
     ema: float | None = Field(None, gt=0, lt=1, description="decay per step of an average of the weights")
     freeze: int = Field(0, ge=0, le=22, description="leading layers that are not trained; 22 trains the head alone")
     cache_views: int = Field(

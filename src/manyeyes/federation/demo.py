@@ -27,6 +27,7 @@ _TRAIN = {
     "optimizer": "adamw",
     "lr": 0.001,
     "final_lr": 0.05,
+    "clip_norm": 10.0,
     "weight_decay": 0.01,
     "batchnorm": "frozen",
     "augment": {"mosaic": 0.5},
