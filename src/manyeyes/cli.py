@@ -899,8 +899,8 @@ def node(
     if context.invoked_subcommand:
         return
     from manyeyes.federation.node import load_node_config
+    from manyeyes.federation.node_service import serve_node
     from manyeyes.federation.node_status import NodeStatus
-    from manyeyes.federation.service import serve_node
     from manyeyes.web.node import node_page
 
     path = _given(config, "manyeyes node --config node.yaml --node-id A")

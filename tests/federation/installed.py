@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import yaml
 
+from manyeyes.federation.admission import Members
+from manyeyes.federation.keys import NODE_PUBLIC, make_authority, make_node_key, read_public_key
 from manyeyes.report.runlog import read_runlog
 
 SITES = {"A": "a_office", "B": "b_crossroads", "C": "c_night"}
@@ -44,10 +46,12 @@ class Deployment:
         return done.stdout
 
     def prepare(self) -> None:
-        self.call("coordinator", "init", "--name", "localhost")
+        # What `coordinator init`, `node init` and `coordinator admit` do; as commands they are tested with the others.
+        make_authority(self.folder / "coordinator", ["localhost"])
         for node in SITES:
-            self.call("node", "init", "--node-id", node)
-            self.call("coordinator", "admit", node, "--key", f"nodes/{node}/node.pub")
+            make_node_key(self.folder / "nodes" / node, node)
+            key = read_public_key(self.folder / "nodes" / node / NODE_PUBLIC)
+            Members(self.folder / "coordinator").admit(node, key)
         coordinator = {"name": "first", "host": "127.0.0.1", "port": self.port, "names": ["person", "car"], **PLAN}
         (self.folder / "federation.yaml").write_text(yaml.safe_dump(coordinator))
         node_values = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,11 @@ def file(tmp_path: Path) -> Path:
 
 def load(file: Path, options: dict[str, Any] | None = None, sets: tuple[str, ...] = (), **env: str) -> NodeConfig:
     return load_node_config(file, options or {}, sets, env)
+
+
+def test_the_process_of_a_node_needs_no_torch() -> None:
+    code = "import sys, manyeyes.federation.node_service, manyeyes.web.node; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
 def test_the_article_s_file_is_understood_as_it_stands(file: Path) -> None:

@@ -1,4 +1,4 @@
-"""The two long-running commands with what a person sees of them: signals, the live view, the run log."""
+"""The coordinator's command with what a person sees of it: signals, the live view, the run log."""
 
 from __future__ import annotations
 
@@ -12,21 +12,18 @@ from manyeyes.federation.coordinator import require_certificate, run_coordinator
 from manyeyes.federation.coordinator_config import CoordinatorConfig, dump_coordinator_config
 from manyeyes.federation.experiment import CONFIG_FILE
 from manyeyes.federation.metrics import CoordinatorMetrics, serve_metrics
-from manyeyes.federation.node import NodeConfig, run_node
-from manyeyes.federation.node_status import NodeStatus
 from manyeyes.federation.presence import Presence
 from manyeyes.federation.status import StatusWriter, refuse_second
 from manyeyes.federation.withdrawal import Withdrawal, begin_rebuild, check_nobody_listens, record_withdrawal
-from manyeyes.learners.learner import Progress
 from manyeyes.report.keeper import ReportKeeper
-from manyeyes.report.live import LiveView, total_loss
+from manyeyes.report.live import LiveView
 from manyeyes.report.results import write_nodes_results
 from manyeyes.report.runlog import RUNLOG, RunLog
 from manyeyes.report.tensorboard import TensorBoardWriter
 from manyeyes.signals import stop_signals
 from manyeyes.weights import write_atomically
 
-__all__ = ["serve_coordinator", "serve_node", "withdraw_node"]
+__all__ = ["serve_coordinator", "withdraw_node"]
 
 
 def serve_coordinator(config: CoordinatorConfig, *, resume: bool, console: Console, quiet: bool = False) -> None:
@@ -113,34 +110,3 @@ def withdraw_node(
     if not quiet:
         text = f"{config.run_folder} still holds what {withdrawal.node_id} gave: delete it when nobody uses its model."
         console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def serve_node(config: NodeConfig, *, status: NodeStatus | None = None, console: Console, quiet: bool = False) -> None:
-    """Run a node in the foreground until Ctrl-C or SIGTERM; both end it after the request it is at.
-
-    Args:
-        config: of the node.
-        status: kept up to date.
-        console: where progress is shown.
-        quiet: show no progress.
-
-    Raises:
-        ManyeyesError: see `run_node`.
-    """
-
-    def tell(text: str) -> None:
-        if not quiet:
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    with stop_signals() as stop:
-
-        def progress(at: Progress) -> None:
-            if at.epoch_done:
-                loss = total_loss(at.losses)
-                tell(f"[Node {at.node_id}] round {at.round + 1} epoch {at.epoch}/{at.epochs} loss {loss:.2f}")
-
-        def ready(pictures: int) -> None:
-            tell(f"[Node {config.node_id}] {pictures} pictures to train on; joining {config.coordinator_url}")
-
-        run_node(config, stop, status=status, ready=ready, progress=progress)
-    tell(f"[Node {config.node_id}] stopped")

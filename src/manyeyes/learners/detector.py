@@ -16,7 +16,6 @@ import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from manyeyes.config import TrainSection
 from manyeyes.datasets.detections import Detections
@@ -536,6 +535,9 @@ def _decode(
         class_id, anchor = class_id[kept], anchor[kept]
     centre, size = anchors_first[anchor].tensor_split(2, dim=1)
     xyxy = torch.cat((centre - size / 2, centre + size / 2), dim=1)
+    # Half of the time that importing this file would take; a coordinator and most commands test nothing.
+    from torchvision.ops import batched_nms
+
     kept = batched_nms(xyxy, score, class_id, 0.7)[:MAX_DETECTIONS]
     height, width = original
     scale = torch.tensor([width / scaled[1], height / scaled[0]] * 2, device=raw.device)
