@@ -13,6 +13,7 @@ from typing import Any
 
 import pooled_peer
 import real_sites
+import server_load
 import training_accuracy
 import views_accuracy
 from cells import RESULTS, Claim, commit
@@ -166,6 +167,31 @@ def of_streams(cells: dict[str, Cell]) -> list[str]:
     return lines
 
 
+def of_server(cells: dict[str, Cell]) -> list[str]:
+    """The section of what the server gives over HTTP: answers a second and how long they took, medians of turns."""
+    claims = [row for cell in cells.values() for row in server_load.claims_of(cell["samples"])]
+    lines = of_claims("The server under load", "python benchmarks/server_load.py", cells, claims if cells else None)
+    for cell in cells.values():
+        speed = cell["samples"].get("throughput")
+        if speed is None:
+            continue
+        lines += ["| clients | answers/s | p50 ms | p95 ms | p99 ms |", "| --- | --- | --- | --- | --- |"]
+        for clients in map(str, server_load.CLIENTS):
+            middle = {
+                key: statistics.median(row[key] for row in speed[clients]) for key in ("rate", "p50", "p95", "p99")
+            }
+            lines.append(f"| {clients} | {' | '.join(f'{value:.1f}' for value in middle.values())} |")
+        swap, alone = cell["samples"]["swap"], statistics.median(speed["engine"])
+        lines += [
+            "",
+            f"The engine alone ({cell['samples']['engine']}): {alone:.1f} pictures/s. Clients and server share the cores. A"
+            f" change of the model under the load of 8 clients took {swap['seconds']:.1f} s, and of"
+            f" {swap['answered'] + swap['lost']} requests {swap['lost']} were lost.",
+            "",
+        ]
+    return lines
+
+
 def of_overhead(cells: dict[str, Cell]) -> list[str]:
     """The section of what a round costs across processes, with its parts."""
     lines = of_claims("A round across processes", "python benchmarks/round_overhead.py", cells)
@@ -267,6 +293,7 @@ def main() -> None:
         ),
         *of_inference(read("inference")),
         *of_streams(read("streams")),
+        *of_server(read("server_load")),
         "# Earlier recipes",
         "",
         "Kept for comparison; their commands stand at the commits that are named.",
