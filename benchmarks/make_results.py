@@ -184,8 +184,8 @@ def of_server(cells: dict[str, Cell]) -> list[str]:
         swap, alone = cell["samples"]["swap"], statistics.median(speed["engine"])
         lines += [
             "",
-            f"The engine alone ({cell['samples']['engine']}): {alone:.1f} pictures/s. Clients and server share the cores. A"
-            f" change of the model under the load of 8 clients took {swap['seconds']:.1f} s, and of"
+            f"The engine alone ({cell['samples']['engine']}): {alone:.1f} pictures/s. Clients and server share"
+            f" the cores. A change of the model under the load of 8 clients took {swap['seconds']:.1f} s, and of"
             f" {swap['answered'] + swap['lost']} requests {swap['lost']} were lost.",
             "",
         ]
