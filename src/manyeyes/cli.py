@@ -907,7 +907,7 @@ def node(
     given = {key: value for key, value in context.params.items() if key not in ("config", "overrides", "quiet")}
     settings, console = load_node_config(path, given, overrides), Console(stderr=True)
     status = NodeStatus(settings.node_id)
-    with node_page(status, settings.port) as listening:
+    with node_page(status, settings.port, settings.serve, settings.threads) as listening:
         if listening and not quiet:
             console.print(f"Status: http://127.0.0.1:{listening}/readyz and /metrics", highlight=False, soft_wrap=True)
         serve_node(settings, status=status, console=console, quiet=quiet)

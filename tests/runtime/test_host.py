@@ -39,6 +39,8 @@ class Failing:
                 raise RuntimeError("the driver is gone")
         return self._engine.predict(picture, min_score=min_score)
 
+    look = Engine.look
+
 
 class Blind:
     """An engine that finds nothing, or no numbers, in anything."""
@@ -52,6 +54,8 @@ class Blind:
     def predict(self, picture: bytes | Decoded, *, min_score: float = 0.25) -> Detections:
         xyxy = np.full((self._boxes, 4), self._value, np.float32)
         return Detections(xyxy, np.ones(self._boxes, np.float32), np.zeros(self._boxes, np.int64))
+
+    look = Engine.look
 
 
 @dataclass

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -9,7 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from manyeyes.errors import ResourceError
 from manyeyes.federation.node_status import NodeStatus
+from manyeyes.registry import MODELS, Registry
+from manyeyes.web.edge import open_edge
 from manyeyes.web.node import node_page
+from manyeyes.web.settings import ServeConfig
 
 STATUS = NodeStatus("A", not_ready="is starting")
 
@@ -76,3 +81,26 @@ def test_a_port_in_use_is_named() -> None:
 def test_without_a_port_nothing_is_served() -> None:
     with node_page(STATUS, None) as port:
         assert port is None
+
+
+def test_it_finds_objects_as_soon_as_its_site_has_a_model(onnx_file: Path, scenes: Path, tmp_path: Path) -> None:
+    picture = next(scenes.rglob("*.jpg")).read_bytes()
+    status = NodeStatus("A", not_ready=None)
+    with (
+        node_page(status, 0, tmp_path / "serve", threads=1) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client,
+    ):
+        assert client.post("/api/v1/detect", content=picture).status_code == 404
+        registry = Registry(tmp_path / "serve" / MODELS)
+        registry.use(registry.add(onnx_file).hash)
+        until = time.monotonic() + 60
+        while (answer := client.post("/api/v1/detect", content=picture)).status_code == 404:
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        assert answer.json()["model"] == registry.used[0]
+        assert numbers(client.get("/metrics").text)["ready",] == 1
+        # One folder, one server.
+        with pytest.raises(ResourceError, match="another server uses this state folder already"):
+            open_edge(ServeConfig(state=tmp_path / "serve")).__enter__()
+    with open_edge(ServeConfig(state=tmp_path / "serve", threads=1)) as edge:
+        assert edge.host.engine.model_hash == registry.used[0]

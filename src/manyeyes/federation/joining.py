@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from manyeyes.federation.flower import deactivation
 from manyeyes.federation.flower_node import Answer, serve_requests
 from manyeyes.federation.hello import Greeter, Work
 from manyeyes.federation.keys import NODE_KEY
+from manyeyes.one_process import one_process
 
 __all__ = ["Place", "Watcher", "claimed", "serve"]
 
@@ -87,7 +87,9 @@ def claimed(place: Place) -> Iterator[AuditLog]:
             file=place.folder / NODE_KEY,
             cure=f"manyeyes node init --node-id {place.node_id} --folder {place.folder}",
         )
-    with _alone(place.folder):
+    with one_process(
+        place.folder, otherwise="another process serves this node already", cure="Stop it first: one key, one process."
+    ):
         yield AuditLog(place.folder)
 
 
@@ -178,28 +180,6 @@ class _Node:
             self.watcher.waits(str(error))
         if away := self.watcher.away():
             greeter.goodbye(away)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """No other process of this machine serves the same folder within the block.
-
-    Raises:
-        ResourceError: one does, or the folder cannot be written.
-    """
-    path = folder / "in-use"
-    try:
-        file = path.open("a")
-    except OSError as error:
-        raise ResourceError(f"cannot be written ({error.strerror})", file=path) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ResourceError(
-                "another process serves this node already", file=folder, cure="Stop it first: one key, one process."
-            ) from error
-        yield
 
 
 def _rest(stop: Callable[[], str | None]) -> None:

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 
 from manyeyes.errors import ConfigError, DataError, ManyeyesError
 from manyeyes.federation.hours import DayHours
+from manyeyes.one_process import one_process
 from manyeyes.registry import MODELS, Registry
 from manyeyes.runtime.archive import ArchiveLimits
 from manyeyes.runtime.engine import Engine, Found, open_engine
@@ -180,6 +181,15 @@ def open_edge(config: ServeConfig) -> Iterator[Edge]:
             key="host",
             cure=f"Set one with `manyeyes access password --state {config.state}`, or listen on 127.0.0.1.",
         )
+    with one_process(
+        config.state,
+        otherwise="another server uses this state folder already",
+        cure="Stop it first, or name another folder with --state.",
+    ):
+        yield from _opened(config)
+
+
+def _opened(config: ServeConfig) -> Iterator[Edge]:
     registry = Registry(config.state / MODELS)
     chosen = registry.add(config.model).hash if config.model else next(iter(registry.used), None)
     if chosen is None:

@@ -104,7 +104,7 @@ class History:
             return []
         conditions: list[str] = ["1"]
         values: list[int | str] = []
-        for condition, value in (("id < ?", before), ("source = ?", source), ("instr(counts, ?)", _key(name))):
+        for condition, value in (("id < ?", before), ("source = ?", source), ("has_class(counts, ?)", name)):
             if value is not None:
                 conditions.append(condition)
                 values.append(value)
@@ -136,6 +136,8 @@ class History:
 
     def _open(self) -> sqlite3.Connection:
         file = sqlite3.connect(self._path, timeout=10)
+        # Not by LIKE, nor by SQLite's JSON, which knows a name with a quotation mark only as it was written.
+        file.create_function("has_class", 2, lambda counts, name: name in json.loads(counts), deterministic=True)
         file.execute("PRAGMA journal_mode = WAL")
         file.execute("PRAGMA synchronous = NORMAL")
         return file
@@ -165,8 +167,3 @@ class History:
                 "INSERT INTO seen (time, source, name, model, counts, milliseconds) VALUES (?, ?, ?, ?, ?, ?)", rows
             )
             file.execute("DELETE FROM seen WHERE id <= (SELECT MAX(id) FROM seen) - ?", (self._most,))
-
-
-def _key(name: str | None) -> str | None:
-    """How a class stands in the text of the counts."""
-    return None if name is None else f"{json.dumps(name, ensure_ascii=False)}: "

@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -25,16 +28,23 @@ from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from manyeyes.errors import ConfigError, DataError, ManyeyesError, ResourceError, WeightsError
 from manyeyes.federation.node_status import NodeStatus
+from manyeyes.registry import MODELS, Registry
 from manyeyes.web.api import PREFIX, body_limits, edge_router, on_disk, role_of
-from manyeyes.web.edge import Edge
+from manyeyes.web.edge import Edge, open_edge
 from manyeyes.web.guard import Guard, Rules, problem
 from manyeyes.web.live import live_router
 from manyeyes.web.serving import LOOPBACK, listen, serving
+from manyeyes.web.settings import ServeConfig, load_serve_config
 
 __all__ = ["node_app", "node_page"]
+
+_FIRST_MODEL_SECONDS = 2.0
+
+_log = logging.getLogger(__name__)
 
 # What an error of ours means to whoever asked.
 _STATUS: tuple[tuple[type[ManyeyesError], int], ...] = (
@@ -135,26 +145,81 @@ def _is_any(host: str) -> bool:
 
 
 @contextmanager
-def node_page(status: NodeStatus, port: int | None) -> Iterator[int | None]:
-    """Within the block a node's status is served on loopback.
+def node_page(
+    status: NodeStatus, port: int | None, state: Path | None = None, threads: int | None = None
+) -> Iterator[int | None]:
+    """Within the block a node's status is served on loopback, and its models, as soon as there is one.
 
     Args:
         status: of the node.
         port: where; 0 takes a free one, None serves nothing.
+        state: folder of the server that the node's models are for; a file serve.yaml in it is read. None: no server.
+        threads: that finding objects may take.
 
     Yields the port.
 
     Raises:
+        ConfigError: serve.yaml cannot be used.
         ResourceError: the port is in use, or may not be used.
     """
     if port is None:
         yield None
         return
+    page = _Page(node_app(status))
+    config = _config_of(state, port, threads) if state else None
     with (
         listen(LOOPBACK, port, key="port") as listener,
-        serving(node_app(status), listener, "manyeyes-page"),
+        serving(page, listener, "manyeyes-page", message_bytes=config.limits.picture_bytes if config else None),
+        _finding(status, page, config),
     ):
         yield int(listener.getsockname()[1])
+
+
+class _Page:
+    """The application that answers now; another takes its place when there is more to show."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+
+def _config_of(state: Path, port: int, threads: int | None) -> ServeConfig:
+    file = state / "serve.yaml"
+    # Others reach it through `manyeyes serve`, which asks for a password.
+    given = {"state": state, "host": LOOPBACK, "port": port, "threads": threads}
+    return load_serve_config(file if file.exists() else None, given)
+
+
+@contextmanager
+def _finding(status: NodeStatus, page: _Page, config: ServeConfig | None) -> Iterator[None]:
+    """Within the block the page finds objects too, from the first model on."""
+    if config is None:
+        yield
+        return
+    ended = threading.Event()
+    thread = threading.Thread(target=_find, args=(status, page, config, ended), name="manyeyes-serve", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=30)
+
+
+def _find(status: NodeStatus, page: _Page, config: ServeConfig, ended: threading.Event) -> None:
+    registry, plain = Registry(config.state / MODELS), page.app
+    while not (registry.used or config.model):
+        if ended.wait(_FIRST_MODEL_SECONDS):
+            return
+    try:
+        with open_edge(config) as edge:
+            page.app = node_app(status, edge)
+            ended.wait()
+            page.app = plain
+    except ManyeyesError as error:  # `manyeyes serve` may have the folder; the node trains all the same
+        _log.warning("objects are not looked for here: %s", error)
 
 
 class _NodeCollector(Collector):
