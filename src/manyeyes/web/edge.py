@@ -50,7 +50,7 @@ class Edge:
 
     Args:
         config: as it was started.
-        registry, host, access, history: its parts.
+        registry, host, history: its parts.
         stack: ends what is begun here.
 
     Attributes:
@@ -86,11 +86,6 @@ class Edge:
     def guarded(self) -> bool:
         """Whether a password is needed: one that was set since the start counts, one that was deleted too."""
         return self._guarded or self.access.guarded
-
-    @property
-    def waiting(self) -> int:
-        """Pictures that wait for their turn, or have it."""
-        return self.metrics.waiting
 
     async def look(
         self, data: bytes | None, min_score: float, *, source: str, name: str, then: Callable[[Found], T]
