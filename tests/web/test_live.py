@@ -77,7 +77,7 @@ def test_while_one_is_looked_at_only_the_newest_waits(
     newest = live_server.client.post(f"{API}/detect", content=other).json()["detections"]
     with held(live_server, monkeypatch) as gate, live(live_server) as there:
         there.send(good)
-        while not live_server.edge.waiting:
+        while not live_server.edge.metrics.waiting:
             time.sleep(0.005)
         for _ in range(50):
             there.send(good)
@@ -100,7 +100,7 @@ def test_a_slow_reader_gets_the_newest_and_nothing_grows(live_server: Server, pi
         while time.monotonic() < ended:
             there.send(good)
             sent += 1
-        assert live_server.edge.waiting <= 1
+        assert live_server.edge.metrics.waiting <= 1
         last = answer(there)
         answers = 1
         while last["frame"] < sent:
@@ -179,11 +179,11 @@ def test_whoever_leaves_in_the_middle_leaves_nothing(
         for _ in range(3):
             with live(live_server) as there:
                 there.send(pictures[0].read_bytes())
-                while not live_server.edge.waiting:
+                while not live_server.edge.metrics.waiting:
                     time.sleep(0.005)
                 there.socket.close()
             gate.release()
-            while live_server.edge.waiting:
+            while live_server.edge.metrics.waiting:
                 time.sleep(0.005)
     with live(live_server) as there:
         there.send(pictures[0].read_bytes())
