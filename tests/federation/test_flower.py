@@ -212,6 +212,26 @@ def test_waiting_for_nodes_can_be_stopped(deployment: Deployment) -> None:
 
 
 @pytest.mark.slow
+def test_a_killed_node_is_waited_for_until_the_deadline_and_takes_part_again(deployment: Deployment) -> None:
+    many = ["--set", "federation.rounds=40", "--set", "federation.min_nodes=2", "--set", "federation.deadline=45"]
+    coordinator = deployment.start("coordinator", "coordinator", "--config", "federation.yaml", *many)
+    for node in SITES:
+        deployment.start_node(node)
+    first = deployment.wait_for("update_received", node="B")["round"]
+    deployment.wait_for("round_finished", round=first)
+    deployment.processes["B"].kill()
+    deployment.processes["B"].wait()
+    deployment.start_node("B")
+    deployment.wait_for("update_received", node="B", after=first)
+    coordinator.send_signal(signal.SIGINT)
+    assert coordinator.wait(60) == 130
+    events = list(read_runlog(deployment.folder / "runs" / "first" / "runlog.jsonl"))
+    finished = [e["round"] for e in events if e["event"] == "round_finished"]
+    merged = [{e["node"] for e in events if e["event"] == "update_received" and e["round"] == n} for n in finished]
+    assert all({"A", "C"} <= nodes for nodes in merged)
+
+
+@pytest.mark.slow
 def test_an_update_that_comes_after_the_deadline_is_merged_when_it_comes(deployment: Deployment) -> None:
     late = ["--set", "federation.rounds=40", "--set", "federation.min_nodes=2", "--set", "federation.deadline=30"]
     late += ["--set", "federation.late=next_round"]

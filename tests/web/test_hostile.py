@@ -58,8 +58,7 @@ LIMITS = LimitSection(
     patience=1.5,
 )
 # What one picture of so many pixels, and a few in archives, may need for a moment; and what may stay of it all.
-# Of this process, in which networks are compiled too; what is sent here would take many gigabytes.
-MOST_GROWTH, MOST_LEFT = 1000 << 20, 700 << 20
+MOST_GROWTH, MOST_LEFT = 400 << 20, 200 << 20
 ADMINISTRATOR, VIEWER = "correct horse battery", "only looking here"
 
 

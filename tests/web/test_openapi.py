@@ -65,7 +65,7 @@ def asked(operation: Any, mode: schemathesis.GenerationMode, **known: Any) -> No
 
     @given(operation.as_strategy(generation_mode=mode, **known))
     @settings(
-        max_examples=30,
+        max_examples=60,
         derandomize=True,
         deadline=None,
         database=None,
