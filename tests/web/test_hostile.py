@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import multiprocessing
 import os
 import re
 import socket
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from websockets.sync.client import ClientConnection, connect
 from manyeyes.web.access import Access, Role
 from manyeyes.web.settings import LimitSection, ServeConfig
 
-from .conftest import OWN, Server, started
+from .conftest import OWN, started
 from .hostile import (
     bmp_that_says,
     changed,
@@ -62,6 +64,23 @@ MOST_GROWTH, MOST_LEFT = 400 << 20, 200 << 20
 ADMINISTRATOR, VIEWER = "correct horse battery", "only looking here"
 
 
+@dataclass(frozen=True)
+class Server:
+    """One of the servers, which are in a process of their own: what memory they take is theirs alone."""
+
+    address: str
+    number: int
+    ask: Callable[..., Any]
+
+    @property
+    def host_and_port(self) -> tuple[str, int]:
+        url = httpx.URL(self.address)
+        return url.host, url.port or 80
+
+    def begin_session(self, role: Role) -> str:
+        return str(self.ask("session", self.number, role))
+
+
 @dataclass
 class World:
     """Two servers, what lies beside their folders, and how much memory they have."""
@@ -69,13 +88,19 @@ class World:
     folder: Path
     open: Server
     guarded: Server
+    process: psutil.Process
+    ask: Callable[..., Any]
     good: bytes
-    boxes: list[Any]
     robot: dict[str, str]
     boss: dict[str, str]
+    boxes: list[Any] = field(default_factory=list)
     beside: dict[str, bytes] = field(default_factory=dict)
     rss: int = 0
     peak: int = 0
+
+    @property
+    def memory(self) -> int:
+        return int(self.process.memory_info().rss)
 
     def what_lies_beside(self) -> dict[str, bytes]:
         """All files outside the state folders, and their content."""
@@ -98,19 +123,64 @@ def world(onnx_file: Path, pictures: list[Path], tmp_path_factory: pytest.TempPa
     access.set_password(Role.viewer, VIEWER)
     tokens = [access.make_token(role.name, role) for role in (Role.viewer, Role.administrator)]
     robot, boss = ({"authorization": f"Bearer {token}"} for token in tokens)
-    good = pictures[0].read_bytes()
     with ExitStack() as stack:
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.chdir(folder / "cwd")
-        patch.setattr(tempfile, "tempdir", str(folder / "tmp"))
-        servers = [stack.enter_context(started(each)) for each in (config, guarded)]
-        boxes = servers[0].client.post(f"{API}/detect", content=good).raise_for_status().json()["detections"]
-        world = World(folder, servers[0], servers[1], good, boxes, robot, boss)
+        pid, addresses, ask = stack.enter_context(in_another_process([config, guarded], folder))
+        servers = [Server(address, number, ask) for number, address in enumerate(addresses)]
+        world = World(folder, *servers, psutil.Process(pid), ask, pictures[0].read_bytes(), robot, boss)
+        with client_of(world.open) as client:
+            answer = client.post(f"{API}/detect", content=world.good).raise_for_status()
+        world.boxes = answer.json()["detections"]
         still_serves(world)
         world.beside = world.what_lies_beside()
-        world.rss = world.peak = psutil.Process().memory_info().rss
+        world.rss = world.peak = world.memory
         stack.enter_context(watched(world))
         yield world
+
+
+@contextlib.contextmanager
+def in_another_process(
+    configs: list[ServeConfig], folder: Path
+) -> Iterator[tuple[int | None, list[str], Callable[..., Any]]]:
+    """Its number, where its servers are, and a way to ask it; see `serve_all`."""
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=serve_all, args=(configs, folder, there), daemon=True)
+    process.start()
+    there.close()  # so that its end is seen here
+
+    def ask(*what: Any) -> Any:
+        here.send(what)
+        return here.recv()
+
+    try:
+        yield process.pid, here.recv(), ask
+    finally:
+        with contextlib.suppress(OSError):
+            here.send(None)
+        process.join(timeout=20)
+        process.kill()
+
+
+def serve_all(configs: list[ServeConfig], folder: Path, pipe: Connection) -> None:
+    """The servers, and what a test must ask of them that no request can do."""
+    os.chdir(folder / "cwd")
+    tempfile.tempdir = str(folder / "tmp")
+    errors: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: errors.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger().addHandler(handler)
+    with ExitStack() as stack:
+        servers = [stack.enter_context(started(each)) for each in configs]
+        pipe.send([server.address for server in servers])
+        while asked := pipe.recv():
+            match asked:
+                case ("session", number, role):
+                    pipe.send(servers[number].edge.access.begin_session(role))
+                case ("forgive", number):
+                    pipe.send(servers[number].edge.guesses.right("127.0.0.1"))
+                case ("errors",):
+                    pipe.send(errors.copy())
+                    errors.clear()
 
 
 @contextlib.contextmanager
@@ -119,7 +189,7 @@ def watched(world: World) -> Iterator[None]:
 
     def watch() -> None:
         while not ended.wait(0.02):
-            world.peak = max(world.peak, psutil.Process().memory_info().rss)
+            world.peak = max(world.peak, world.memory)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -217,8 +287,7 @@ def raw(*pieces: bytes, to: str = "open", pause: float = 0.0) -> Send:
     """Bytes as they are, with pauses between them; 0 where the connection is closed without an answer."""
 
     def send(world: World) -> int:
-        address = getattr(world, to).client.base_url
-        with socket.create_connection((address.host, address.port), timeout=20) as connection:
+        with socket.create_connection(getattr(world, to).host_and_port, timeout=20) as connection:
             with contextlib.suppress(ConnectionError):
                 for piece in pieces:
                     connection.sendall(piece)
@@ -314,18 +383,18 @@ def floods(world: World, there: ClientConnection) -> int:
 
 def another_session(world: World) -> int:
     """The cookie of a session at another server."""
-    foreign = world.open.edge.access.begin_session(Role.administrator)
+    foreign = world.open.begin_session(Role.administrator)
     return http("GET", f"{API}/tokens", to="guarded", headers={"cookie": f"manyeyes={foreign}"})(world)
 
 
 def session_of_a_viewer(world: World) -> int:
-    session = world.guarded.edge.access.begin_session(Role.viewer)
+    session = world.guarded.begin_session(Role.viewer)
     return http("GET", f"{API}/tokens", to="guarded", headers={"cookie": f"manyeyes={session}"})(world)
 
 
 def session_without_the_header(world: World) -> int:
     """What a form on a page of elsewhere sends, where a browser knows no SameSite."""
-    session = world.guarded.edge.access.begin_session(Role.administrator)
+    session = world.guarded.begin_session(Role.administrator)
     headers = {"cookie": f"manyeyes={session}"}
     return http("POST", f"{API}/models/roll-back", to="guarded", headers=headers)(world)
 
@@ -338,7 +407,7 @@ def guesses(world: World) -> int:
 
 def guesses_at_a_time(world: World) -> int:
     """Those that are compared at all cost nothing but time; there must be few of them."""
-    world.guarded.edge.guesses.right("127.0.0.1")
+    world.ask("forgive", world.guarded.number)
     found: list[int] = []
     threads = [threading.Thread(target=lambda: found.append(login("all at once, please")(world))) for _ in range(30)]
     for thread in threads:
@@ -351,9 +420,8 @@ def guesses_at_a_time(world: World) -> int:
 
 def held_connections(world: World) -> int:
     """Many that never say what they want, or not all of it, and then leave no place taken."""
-    address = world.open.client.base_url
     with ExitStack() as stack:
-        held = [stack.enter_context(socket.create_connection((address.host, address.port))) for _ in range(100)]
+        held = [stack.enter_context(socket.create_connection(world.open.host_and_port)) for _ in range(100)]
         for number, connection in enumerate(held):
             connection.sendall((b"", b"GET / HTTP/1.1\r\n", head("POST /api/v1/detect HTTP/1.1"))[number % 2])
         still_serves(world)
@@ -877,19 +945,18 @@ CASES = [*PICTURES, *ARCHIVES, *FORMS, *BODIES, *PATHS, *NAMES, *CAMERAS, *SOCKE
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.encode("ascii", "replace").decode())
-def test_it_is_answered_and_the_server_goes_on(world: World, case: Case, caplog: pytest.LogCaptureFixture) -> None:
+def test_it_is_answered_and_the_server_goes_on(world: World, case: Case) -> None:
     began = time.monotonic()
     assert case.send(world) == case.status
     assert time.monotonic() - began < 20
     still_serves(world)
     assert world.what_lies_beside() == world.beside
-    assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert world.ask("errors") == []
 
 
 def test_all_of_it_left_nothing_behind_and_took_little_memory(world: World) -> None:
-    now = psutil.Process().memory_info().rss
     assert world.peak - world.rss < MOST_GROWTH
-    assert now - world.rss < MOST_LEFT
+    assert world.memory - world.rss < MOST_LEFT
     for state in (world.folder / "s-open", world.folder / "s-guarded"):
         known = re.compile(r"in-use|models|jobs|history\.sqlite3(-wal|-shm)?|passwords\.json|tokens\.json")
         assert all(known.fullmatch(path.name) for path in state.iterdir())
