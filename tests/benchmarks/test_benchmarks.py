@@ -23,14 +23,37 @@ def test_round_cost_runs_quickly_and_prints_claims_with_raw_samples() -> None:
         assert claim["better"] in ("higher", "lower")
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_benchmark_explains_itself(script: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), "--help"], capture_output=True, text=True, timeout=60, check=False
-    )
+EXPLAIN = """
+import contextlib, io, json, runpy, sys
+said, folder, scripts = {}, sys.argv[1], sys.argv[2:]
+sys.path.insert(0, folder)
+for script in scripts:
+    sys.argv = [script, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            runpy.run_path(f"{folder}/{script}", run_name="__main__")
+        except SystemExit as end:
+            said[script] = end.code, out.getvalue()
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def said() -> dict[str, tuple[int, str]]:
+    """Exit code and words of each with --help; all in one process, which imports torch once."""
+    command = [sys.executable, "-c", EXPLAIN, str(BENCHMARKS), *SCRIPTS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert "--quick" in done.stdout
-    assert "--json" in done.stdout
+    found: dict[str, tuple[int, str]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_benchmark_explains_itself(script: str, said: dict[str, tuple[int, str]]) -> None:
+    code, text = said[script]
+    assert code == 0
+    assert "--quick" in text
+    assert "--json" in text
 
 
 def test_kept_cells_say_configuration_seed_commit_and_samples() -> None:
