@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -157,6 +158,15 @@ class Registry:
     def measured(self) -> Path:
         """Where it is kept how fast models run here; see `open_engine`."""
         return self._folder / "measured.json"
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """Another one when models were added or another is used, by whichever process."""
+        times = []
+        for path in (self._folder, self._folder / _USE):
+            with suppress(OSError):
+                times.append(path.stat().st_mtime_ns)
+        return tuple(times)
 
     @property
     def used(self) -> list[str]:

@@ -19,7 +19,7 @@ from manyeyes.errors import DataError, ResourceError, WeightsError
 from manyeyes.registry import Registry
 from manyeyes.runtime.engine import Engine, open_engine
 from manyeyes.runtime.host import Found, Host, Night
-from manyeyes.runtime.vision import Decoded, Picture
+from manyeyes.runtime.vision import MAX_IOU, Decoded, Picture
 
 
 class Failing:
@@ -32,12 +32,12 @@ class Failing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def predict(self, picture: bytes | Decoded, *, min_score: float = 0.25) -> Detections:
+    def predict(self, picture: bytes | Decoded, *, min_score: float = 0.25, max_iou: float = MAX_IOU) -> Detections:
         with self._lock:
             self.left -= 1
             if self.left < 0:
                 raise RuntimeError("the driver is gone")
-        return self._engine.predict(picture, min_score=min_score)
+        return self._engine.predict(picture, min_score=min_score, max_iou=max_iou)
 
     look = Engine.look
 
@@ -51,7 +51,7 @@ class Blind:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def predict(self, picture: bytes | Decoded, *, min_score: float = 0.25) -> Detections:
+    def predict(self, picture: bytes | Decoded, *, min_score: float = 0.25, max_iou: float = MAX_IOU) -> Detections:
         xyxy = np.full((self._boxes, 4), self._value, np.float32)
         return Detections(xyxy, np.ones(self._boxes, np.float32), np.zeros(self._boxes, np.int64))
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import cv2
 import numpy as np
@@ -22,6 +19,7 @@ from manyeyes.runtime.engine import Engine
 from manyeyes.runtime.model_file import ModelInfo
 from manyeyes.runtime.streams import StreamResult, Streams, StreamStatus
 from manyeyes.runtime.vision import Canvas
+from mjpeg import camera
 
 SIDE = 64
 
@@ -276,34 +274,7 @@ def test_a_password_is_never_told_and_a_camera_that_is_not_there_blocks_nobody(
     assert "hidden" not in shown
 
 
-class Camera(BaseHTTPRequestHandler):
-    """Sends JPEGs without end, as IP cameras do."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-        self.end_headers()
-        data = cv2.imencode(".jpg", np.full((SIDE, SIDE, 3), 200, np.uint8))[1].tobytes()
-        head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
-        try:
-            while not getattr(self.server, "dies", False):
-                self.wfile.write(head.encode() + data + b"\r\n")
-                time.sleep(0.03)
-        except OSError:
-            return
-
-    def log_message(self, *_: Any) -> None:
-        return
-
-
-@contextmanager
-def camera(port: int = 0) -> Iterator[int]:
-    server = ThreadingHTTPServer(("127.0.0.1", port), Camera)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_address[1]
-    server.dies = True  # type: ignore[attr-defined]
-    server.shutdown()
-    server.server_close()
+LIGHT = cv2.imencode(".jpg", np.full((SIDE, SIDE, 3), 200, np.uint8))[1].tobytes()
 
 
 def test_a_camera_that_dies_and_returns_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +282,7 @@ def test_a_camera_that_dies_and_returns_is_found_again(monkeypatch: pytest.Monke
     monkeypatch.setattr(sources, "_FIRST_PAUSE", 0.1)
     quick = engine()
     with Streams(lambda: quick) as streams:
-        with camera() as port:
+        with camera([LIGHT]) as port:
             streams.add("gate", f"http://admin:secret@127.0.0.1:{port}/live.mjpg")
             until(lambda: by_name(streams)["gate"].looked_at > 3)
             assert by_name(streams)["gate"].state == "running"
@@ -319,7 +290,7 @@ def test_a_camera_that_dies_and_returns_is_found_again(monkeypatch: pytest.Monke
         assert "secret" not in str(streams.status())
         died = streams.latest("gate")
         assert died, "the last picture stays to be seen"
-        with camera(port):
+        with camera([LIGHT], port=port):
             back = streams.wait_newer("gate", died.number, 30)
             assert back
             assert back.number > died.number

@@ -61,6 +61,41 @@ def test_what_it_finds_is_what_the_engine_finds(server: Server, pictures: list[P
     assert any(server.client.post(f"{API}/detect", content=path.read_bytes()).json()["detections"] for path in pictures)
 
 
+def test_a_lower_overlap_leaves_fewer(server: Server, pictures: list[Path]) -> None:
+    def found(max_iou: str) -> list[Any]:
+        address = f"{API}/detect?min_score=0.01{max_iou}"
+        return [server.client.post(address, content=path.read_bytes()).json()["detections"] for path in pictures]
+
+    as_usual, strict, lax = found(""), found("&max_iou=0.1"), found("&max_iou=0.95")
+    assert found("&max_iou=0.7") == as_usual
+    assert sum(map(len, strict)) < sum(map(len, as_usual)) < sum(map(len, lax))
+    assert server.client.post(f"{API}/detect?max_iou=0.99", content=b"x").status_code == 422
+
+
+def test_another_model_can_be_asked_beside_the_one_in_use(
+    server: Server, another_model: Path, pictures: list[Path]
+) -> None:
+    first = server.client.get(f"{API}/status").json()["model"]
+    second = server.edge.registry.add(another_model).hash
+    data = pictures[0].read_bytes()
+    plain = server.client.post(f"{API}/detect", content=data).json()
+    for name, model in ((second[:10], second), (first, first)):
+        answer = server.client.post(f"{API}/detect?model={name}", content=data).json()
+        assert answer["model"] == model
+        assert answer["detections"] == plain["detections"]
+    assert server.client.get(f"{API}/status").json()["model"] == first
+    assert len(server.client.get(f"{API}/history").json()) == 1, "the same picture is remembered once"
+    missing = server.client.post(f"{API}/detect?model={'0' * 8}", content=data)
+    assert (missing.status_code, missing.json()["reason"]) == (
+        404,
+        "there are no models whose hash begins with 00000000",
+    )
+    path = server.edge.registry.path(second)
+    server.edge.host._beside._engines.clear()
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert server.client.post(f"{API}/detect?model={second}", content=data).status_code == 409
+
+
 def test_a_form_is_as_good_as_a_body(server: Server, pictures: list[Path]) -> None:
     data = pictures[0].read_bytes()
     plain = server.client.post(f"{API}/detect", content=data).json()
@@ -250,6 +285,32 @@ def test_history_says_what_was_found(server: Server, pictures: list[Path]) -> No
     assert sum(entry["counts"]["car"] for entry in with_cars) == cars
     older = server.client.get(f"{API}/history?before={history[1]['id']}&most=2").json()
     assert [entry["id"] for entry in older] == [entry["id"] for entry in history[2:4]]
+
+
+def test_history_can_be_searched_by_time_shown_as_a_curve_and_forgotten(server: Server, pictures: list[Path]) -> None:
+    began = time.time()
+    for path in pictures:
+        server.client.post(f"{API}/detect", files={"file": (path.name, path.read_bytes())}).raise_for_status()
+    history = server.client.get(f"{API}/history").json()
+    middle = history[2]["time"]
+    later = server.client.get(f"{API}/history?since={middle}").json()
+    earlier = server.client.get(f"{API}/history?until={middle}").json()
+    assert [entry["id"] for entry in later + earlier] == [entry["id"] for entry in history]
+    series = server.client.get(f"{API}/history/series?hours=1&bins=60").json()
+    assert series["step"] == 60
+    assert series["from"] == pytest.approx(time.time() - 3600, abs=30)
+    assert {name: sum(counts) for name, counts in series["classes"].items()} == server.client.get(
+        f"{API}/history/totals"
+    ).json()
+    assert all(len(counts) == 60 for counts in series["classes"].values())
+    assert server.client.get(f"{API}/history/series?source=live%201").json()["classes"] == {}
+    gone = history[0]["id"]
+    assert server.client.delete(f"{API}/history/{gone}").status_code == 204
+    assert server.client.delete(f"{API}/history/{gone}").status_code == 404
+    assert server.client.delete(f"{API}/history?before={began}").json() == {"deleted": 0}
+    assert server.client.delete(f"{API}/history?before={middle}").json() == {"deleted": 3}
+    assert [entry["id"] for entry in server.client.get(f"{API}/history").json()] == [e["id"] for e in history[1:3]]
+    assert server.client.delete(f"{API}/history").status_code == 422, "without a time nothing is forgotten by mistake"
 
 
 def test_metrics_count_what_was_done(server: Server, pictures: list[Path]) -> None:

@@ -191,3 +191,26 @@ def test_totals_and_classes_are_those_of_what_was_added(
         found = history.latest(name=wanted)
         assert [entry.counts for entry in reversed(found)] == [counts for counts in pictures if wanted in counts]
     history.close()
+
+
+def test_a_curve_counts_each_picture_in_its_span(history: History) -> None:
+    for when, source, cars in ((9.9, "a", 1), (10.0, "a", 2), (14.9, "b", 4), (15.0, "a", 8), (20.0, "a", 16)):
+        history.add(seen(source=source, when=when, car=cars))
+    history.flush()
+    assert history.series(10.0, 5.0, 2) == {"car": [6, 8]}
+    assert history.series(10.0, 5.0, 2, source="a") == {"car": [2, 8]}
+    assert history.series(100.0, 5.0, 2) == {}
+
+
+def test_what_is_forgotten_is_gone_and_nothing_else(history: History) -> None:
+    for when, source, count in ((1.0, "a", {"car": 1}), (2.0, "b", {"car": 1}), (3.0, "a", {"dog": 1}), (4.0, "a", {})):
+        history.add(Seen(when, source, str(when), "0", count, 1.0))
+    history.flush()
+    before = history.version
+    assert history.delete_before(4.0, source="a", name="car") == 1
+    assert named(history.latest()) == ["4.0", "3.0", "2.0"]
+    assert history.delete_before(3.0) == 1
+    assert history.delete(history.latest()[0].id)
+    assert not history.delete(99)
+    assert named(history.latest()) == ["3.0"]
+    assert history.version > before

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
@@ -18,6 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 from manyeyes.runtime.host import Found
 from manyeyes.web.access import Access, Role
 from manyeyes.web.settings import ServeConfig
+from mjpeg import camera
 
 from .conftest import Server, started
 
@@ -159,6 +162,17 @@ def test_the_lowest_score_can_be_changed_at_any_time(live_server: Server, pictur
             assert answer(there)["detections"] == asked(expected), text
 
 
+def test_the_overlap_can_be_changed_at_any_time(live_server: Server, pictures: list[Path]) -> None:
+    good = pictures[0].read_bytes()
+    with live(live_server) as there:
+        for text, expected in (('{"min_score": 0.01, "max_iou": 0.1}', 0.1), ('{"max_iou": 7}', 0.1)):
+            there.send(text)
+            there.send(good)
+            address = f"{API}/detect?min_score=0.01&max_iou={expected}"
+            asked = live_server.client.post(address, content=good).json()["detections"]
+            assert answer(there)["detections"] == asked
+
+
 def test_where_too_many_wait_a_frame_is_told_so_and_the_next_one_is_looked_at(
     live_server: Server, pictures: list[Path]
 ) -> None:
@@ -229,3 +243,24 @@ def test_the_server_ends_though_somebody_is_watching(live_server: Server, tmp_pa
         assert time.monotonic() - began < 8
         with pytest.raises(ConnectionClosed):
             there.recv(timeout=5)
+
+
+def test_a_page_that_draws_boxes_itself_gets_frames_without_them(
+    live_server: Server, pictures: list[Path], tmp_path: Path
+) -> None:
+    jpeg = pictures[0].read_bytes()
+    sent = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).astype(int)
+    config = live_server.edge.config.model_copy(update={"state": tmp_path / "serve", "cameras_anywhere": True})
+    with camera([jpeg]) as port, started(config) as server:
+        source = {"name": "gate", "source": f"http://127.0.0.1:{port}/live.mjpg"}
+        server.client.post(f"{API}/streams", json=source).raise_for_status()
+
+        def far(query: str) -> float:
+            """How far from what the camera sent the picture is that comes after the JSON."""
+            address = f"{server.address.replace('http', 'ws')}{API}/streams/gate/live?{query}"
+            with connect(address, proxy=None) as there:
+                assert answer(there)["detections"]
+                frame = np.frombuffer(there.recv(timeout=20), np.uint8)  # type: ignore[arg-type]
+            return float(np.abs(cv2.imdecode(frame, cv2.IMREAD_COLOR).astype(int) - sent).mean())
+
+        assert far("plain=true") < 2 < far("picture=true")

@@ -158,6 +158,8 @@ def test_what_a_viewer_may_not_do_is_what_changes_something_for_others(guarded: 
         if guarded.client.request(method, filled(path), headers=bearer).status_code == 403
     }
     assert forbidden == {
+        ("DELETE", f"{API}/history"),
+        ("DELETE", f"{API}/history/{{id}}"),
         ("DELETE", f"{API}/jobs/{{id}}"),
         ("POST", f"{API}/models/{{hash}}/use"),
         ("POST", f"{API}/models/roll-back"),
@@ -172,7 +174,7 @@ def test_what_a_viewer_may_not_do_is_what_changes_something_for_others(guarded: 
 
 def test_every_web_socket_needs_a_role(guarded: Server) -> None:
     routes = [route for route in live_router(guarded.edge).routes if isinstance(route, WebSocketRoute)]
-    assert len(routes) == 2
+    assert len(routes) == 3
     for route in routes:
         address = guarded.address.replace("http", "ws") + filled(route.path)
         with pytest.raises(InvalidStatus) as refused:

@@ -22,7 +22,7 @@ from manyeyes.errors import ConfigError, ResourceError
 from manyeyes.runtime.model_file import ModelInfo, file_hash, parts_of
 from manyeyes.runtime.network import Lanes, Network, Shot
 from manyeyes.runtime.turns import Turns
-from manyeyes.runtime.vision import Decoded, Geometry, Picture, decode, find_boxes
+from manyeyes.runtime.vision import MAX_IOU, Decoded, Geometry, Picture, decode, find_boxes
 from manyeyes.weights import write_atomically
 
 __all__ = ["Backend", "Engine", "Found", "Precision", "Scene", "open_engine", "possible_engines"]
@@ -107,12 +107,13 @@ class Engine:
         """In what it computes: "fp32", "bf16" or "int8"."""
         return self._network.precision
 
-    def predict(self, picture: bytes | Decoded, *, min_score: float = 0.25) -> Detections:
+    def predict(self, picture: bytes | Decoded, *, min_score: float = 0.25, max_iou: float = MAX_IOU) -> Detections:
         """Find objects in one picture.
 
         Args:
             picture: the bytes of its file, or what `decode` made of them.
             min_score: lowest score kept.
+            max_iou: of two boxes of a class that overlap by more, the better one is kept.
 
         Raises:
             DataError: the bytes are no picture.
@@ -122,12 +123,12 @@ class Engine:
         shots = self._prepared(geometry.canvas)
         with self._turns.turn() as alone, shots.one(alone=alone) as shot:
             shot.canvas.show(decoded.picture, geometry)
-            return find_boxes(shot.run(), geometry, decoded.size, min_score=min_score)
+            return find_boxes(shot.run(), geometry, decoded.size, min_score=min_score, max_iou=max_iou)
 
-    def look(self, picture: Decoded, *, min_score: float = 0.25) -> Found:
+    def look(self, picture: Decoded, *, min_score: float = 0.25, max_iou: float = MAX_IOU) -> Found:
         """`predict`, with what belongs to the answer."""
         began = time.perf_counter()
-        detections = self.predict(picture, min_score=min_score)
+        detections = self.predict(picture, min_score=min_score, max_iou=max_iou)
         return Found(detections, picture.size, picture.picture, self, time.perf_counter() - began)
 
     @property

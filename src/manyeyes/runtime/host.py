@@ -12,8 +12,9 @@ import numpy as np
 
 from manyeyes.errors import ManyeyesError, WeightsError
 from manyeyes.registry import Entry, Registry
+from manyeyes.runtime.beside import Beside
 from manyeyes.runtime.engine import Engine, Found, Scene
-from manyeyes.runtime.vision import MOST_PIXELS, Decoded, Picture, decode
+from manyeyes.runtime.vision import MAX_IOU, MOST_PIXELS, Decoded, Picture, decode
 
 __all__ = ["Host", "Night", "Opener"]
 
@@ -78,6 +79,7 @@ class Host:
         self._changing = threading.Lock()
         self._serving = _Serving(self._ready(model))
         self._night_engine = self._ready(night.model) if night else None
+        self._beside = Beside(opener)
         self._forced: Scene | None = None
         self.changes = 0
         self.taken_back = 0
@@ -124,23 +126,50 @@ class Host:
         """As many pictures are worth asking for at the same time."""
         return self._serving.engine.at_once
 
-    def look(self, picture: bytes | Decoded, *, min_score: float = 0.25, most_pixels: int = MOST_PIXELS) -> Found:
+    def look(
+        self,
+        picture: bytes | Decoded,
+        *,
+        min_score: float = 0.25,
+        max_iou: float = MAX_IOU,
+        most_pixels: int = MOST_PIXELS,
+        model: str | None = None,
+    ) -> Found:
         """Find objects in one picture.
 
         Args:
             picture: the bytes of its file, or what `decode` made of them.
             min_score: lowest score kept.
+            max_iou: of two boxes of a class that overlap by more, the better one is kept.
             most_pixels: a larger file is not decoded.
+            model: hash of another one to look with, this once; default: the one in use.
 
         Raises:
             DataError: the bytes are no picture, or it is too large.
+            ManyeyesError: the other model cannot be opened.
         """
         began = time.perf_counter()
+        other = self.opened(model) if model else None
         if isinstance(picture, bytes):
-            picture = decode(picture, self._side, most_pixels=most_pixels)
+            side = max(self._side, other.imgsz) if other else self._side
+            picture = decode(picture, side, most_pixels=most_pixels)
         scene = self._scene_of(picture.picture)
-        found = self._looked(scene, picture, min_score)
+        if other:
+            found = other.look(picture, min_score=min_score, max_iou=max_iou)
+        else:
+            found = self._looked(scene, picture, min_score, max_iou)
         return replace(found, scene=scene, seconds=time.perf_counter() - began)
+
+    def opened(self, model: str) -> Engine:
+        """The engine of any model of the registry: one that looks already, or one opened beside them.
+
+        Raises:
+            ManyeyesError: it cannot be opened.
+        """
+        for engine in (self._serving.engine, self._night_engine):
+            if engine and engine.model_hash == model:
+                return engine
+        return self._beside.engine(model)
 
     def use(self, model: str) -> Entry:
         """Change to another model of the registry; whoever asks meanwhile is served by the former one.
@@ -215,21 +244,21 @@ class Host:
     def _engine_for(self, scene: Scene) -> Engine:
         return self._night_engine if scene == "night" and self._night_engine else self._serving.engine
 
-    def _looked(self, scene: Scene, picture: Decoded, min_score: float) -> Found:
+    def _looked(self, scene: Scene, picture: Decoded, min_score: float, max_iou: float) -> Found:
         if scene == "night" and self._night_engine:
-            return self._night_engine.look(picture, min_score=min_score)
+            return self._night_engine.look(picture, min_score=min_score, max_iou=max_iou)
         # Asked once: it may be another the moment after.
         serving = self._serving
         engine, before = serving.engine, serving.before
         try:
-            found = engine.look(picture, min_score=min_score)
+            found = engine.look(picture, min_score=min_score, max_iou=max_iou)
         except ManyeyesError:
             raise
         except Exception:
             if before is None:
                 raise
             self._take_back(serving)
-            return before.look(picture, min_score=min_score)
+            return before.look(picture, min_score=min_score, max_iou=max_iou)
         if before is not None:
             serving.good += 1
             if serving.good >= _PROBATION:

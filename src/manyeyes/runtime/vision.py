@@ -18,15 +18,15 @@ from manyeyes.datasets.detections import Detections
 from manyeyes.datasets.pictures import PICTURE_ERRORS, shown_size
 from manyeyes.errors import DataError
 
-__all__ = ["MOST_PIXELS", "Canvas", "Decoded", "Geometry", "decode", "find_boxes"]
+__all__ = ["MAX_IOU", "MOST_PIXELS", "Canvas", "Decoded", "Geometry", "decode", "find_boxes"]
 
 MAX_DETECTIONS = 300
 MOST_PIXELS = 100_000_000
 STRIDE = 32
 _GREY = 114
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-# A box that is found twice overlaps itself by more than this.
-_NMS_IOU = 0.7
+MAX_IOU = 0.7
+"""Two boxes of a class that overlap by more than this are taken for one object found twice."""
 # Of more candidates the best are looked at; only a threshold near zero gives so many.
 _MOST_CANDIDATES = 30_000
 
@@ -161,15 +161,17 @@ def find_boxes(
     size: tuple[int, int],
     *,
     min_score: float,
+    max_iou: float = MAX_IOU,
     most: int = MAX_DETECTIONS,
 ) -> Detections:
-    """The boxes in a network's output: those above `min_score`, without doubles of their class (NMS, IoU 0.7).
+    """The boxes in a network's output: those above `min_score`, without doubles of their class (greedy NMS).
 
     Args:
         raw: (4 + classes, anchors): centre, width and height in pixels of the canvas, then a score for each class.
         geometry: of the picture on the canvas.
         size: (height, width) of the picture that boxes are to be given for.
         min_score: lowest score kept; a box may be kept for several classes.
+        max_iou: of two boxes of a class that overlap by more, the better one is kept.
         most: at most so many.
     """
     scores = raw[4:]
@@ -183,7 +185,7 @@ def find_boxes(
     boxes[:, :2] -= boxes[:, 2:] / 2
     # Its types ask for lists; it reads arrays without making any.
     nms: Any = cv2.dnn.NMSBoxesBatched
-    kept = np.asarray(nms(boxes, score, class_id, 0.0, _NMS_IOU), dtype=np.int64).reshape(-1)
+    kept = np.asarray(nms(boxes, score, class_id, 0.0, max_iou), dtype=np.int64).reshape(-1)
     kept = kept[np.argsort(-score[kept], kind="stable")][:most]
     boxes = boxes[kept]
     boxes[:, 2:] += boxes[:, :2]

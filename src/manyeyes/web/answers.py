@@ -13,6 +13,7 @@ from manyeyes.web.jobs import Job
 
 __all__ = [
     "Box",
+    "DeletedAnswer",
     "FoundAnswer",
     "HistoryAnswer",
     "JobAnswer",
@@ -20,6 +21,7 @@ __all__ = [
     "ModelAnswer",
     "OneOfMany",
     "Problem",
+    "SeriesAnswer",
     "StatusAnswer",
     "StreamAnswer",
     "TokenAnswer",
@@ -82,6 +84,7 @@ class JobAnswer(_Answer):
     looked_at: int
     errors: int
     min_score: float
+    max_iou: float
     created: float = Field(description="seconds since 1970")
     began: float | None
     ended: float | None
@@ -154,6 +157,20 @@ class HistoryAnswer(_Answer):
     def of(cls, seen: Seen) -> HistoryAnswer:
         """From the history."""
         return cls.model_validate(seen, from_attributes=True)
+
+
+class SeriesAnswer(_Answer):
+    """Objects found over time."""
+
+    since: float = Field(alias="from", description="where the first span begins, in seconds since 1970")
+    step: float = Field(description="length of a span in seconds")
+    classes: dict[str, list[int]] = Field(description="class → objects in each span")
+
+
+class DeletedAnswer(_Answer):
+    """What was forgotten."""
+
+    deleted: int
 
 
 class StatusAnswer(_Answer):

@@ -15,58 +15,65 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import anyio.to_thread
-import cv2
-import numpy as np
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as PathParameter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, StreamingResponse
 
 from manyeyes.errors import DataError
-from manyeyes.report.pictures import draw_detections
 from manyeyes.runtime.engine import Found
 from manyeyes.web.access import Role
 from manyeyes.web.answers import (
+    DeletedAnswer,
     FoundAnswer,
     HistoryAnswer,
     JobAnswer,
     ManyAnswer,
     ModelAnswer,
     Problem,
+    SeriesAnswer,
     StatusAnswer,
     StreamAnswer,
     TokenAnswer,
     found_values,
 )
 from manyeyes.web.cameras import camera_of_network, checked_camera
-from manyeyes.web.edge import Edge
+from manyeyes.web.edge import Edge, Wanted
 from manyeyes.web.jobs import Job
+from manyeyes.web.jpeg import drawn
+from manyeyes.web.routing import (
+    COOKIE,
+    JPEG,
+    ONE_PICTURE,
+    PICTURE,
+    PREFIX,
+    MaxIou,
+    Name,
+    Score,
+    bodies,
+    needs,
+    role_of,
+    wanted_of,
+)
 from manyeyes.web.settings import STREAM_NAME
 from manyeyes.web.uploads import read_picture, read_pictures, save_archive
 
-__all__ = ["COOKIE", "PREFIX", "body_limits", "edge_router", "on_disk", "role_of"]
+__all__ = ["body_limits", "edge_router", "on_disk"]
 
-PREFIX = "/api/v1"
-COOKIE = "manyeyes"
-_BEARER = "bearer "
 _FORM_SLACK = 100_000
 _PIECE = 1 << 20
-_PICTURE = {"type": "string", "format": "binary"}
-_JPEG_QUALITY = 90
-# ITU-T T.81 writes sides in 16 bits; encoders stop a little earlier.
-_JPEG_SIDE = 65_000
 
 T = TypeVar("T")
 
 RoleName = Literal["viewer", "administrator"]
-Hash = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{8,64}$", description="the model's hash, or its beginning")]
+_HASH = r"^[0-9a-f]{8,64}$"
+Hash = Annotated[str, PathParameter(pattern=_HASH, description="the model's hash, or its beginning")]
 JobId = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{16}$")]
-Name = Annotated[str, PathParameter(pattern=STREAM_NAME)]
-Score = Annotated[
-    float | None, Query(ge=0.01, le=1, allow_inf_nan=False, description="lowest one shown; default: the server's")
-]
+Time = Annotated[float | None, Query(ge=0, le=1e11, allow_inf_nan=False, description="seconds since 1970")]
+Source = Annotated[str | None, Query(max_length=100)]
+Hours = Annotated[float, Query(gt=0, le=24 * 366, allow_inf_nan=False)]
+ClassName = Annotated[str | None, Query(alias="class", max_length=200)]
 
 
 class _Body(BaseModel):
@@ -116,16 +123,6 @@ def on_disk() -> frozenset[str]:
     return frozenset({f"{PREFIX}/detect/many", f"{PREFIX}/jobs"})
 
 
-def role_of(edge: Edge, connection: HTTPConnection) -> Role | None:
-    """What somebody may do: by the token of a program, or the session of a browser."""
-    if not edge.guarded:
-        return Role.administrator
-    header = connection.headers.get("authorization", "")
-    if header.lower().startswith(_BEARER):
-        return edge.access.role_of_token(header[len(_BEARER) :].strip())
-    return edge.access.role_of_session(connection.cookies.get(COOKIE, ""))
-
-
 def edge_router(edge: Edge) -> APIRouter:
     """All addresses below /api/v1."""
     refusals: dict[int | str, dict[str, Any]] = {
@@ -137,66 +134,55 @@ def edge_router(edge: Edge) -> APIRouter:
     return router
 
 
-def _needs(edge: Edge, role: Role) -> Any:
-    def check(request: Request) -> None:
-        found = role_of(edge, request)
-        if found is None:
-            raise HTTPException(401, "needs a password or a token", {"WWW-Authenticate": "Bearer"})
-        if found < role:
-            raise HTTPException(403, f"needs the role of {role.name}")
-
-    return Depends(check)
-
-
-def _bodies(*types: str, form: dict[str, Any]) -> dict[str, Any]:
-    """For OpenAPI: bytes as they are, or a form."""
-    content: dict[str, Any] = {kind: {"schema": _PICTURE} for kind in types}
-    content["multipart/form-data"] = {"schema": {"type": "object", "properties": form, "required": list(form)}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
 # -- detection --------------------------------------------------------------------------------------------------------
 
 
 def _detection(router: APIRouter, edge: Edge) -> None:
-    viewer = [_needs(edge, Role.viewer)]
+    viewer = [needs(edge, Role.viewer)]
     limits = edge.config.limits
-    one = _bodies("image/jpeg", "image/png", "image/webp", "application/octet-stream", form={"file": _PICTURE})
 
-    async def looked(request: Request, min_score: float | None, then: Callable[[Found], T]) -> T:
+    async def looked(request: Request, wanted: Wanted, then: Callable[[Found], T]) -> T:
         upload = await read_picture(request, limits)
-        score = min_score or edge.config.min_score
-        return await edge.look(upload.data, score, source="request", name=upload.name, then=then)
+        return await edge.look(upload.data, wanted, source="request", name=upload.name, then=then)
 
-    @router.post("/detect", dependencies=viewer, responses={200: {"model": FoundAnswer}}, openapi_extra=one)
-    async def detect(request: Request, min_score: Score = None) -> Response:
+    @router.post("/detect", dependencies=viewer, responses={200: {"model": FoundAnswer}}, openapi_extra=ONE_PICTURE)
+    async def detect(
+        request: Request,
+        min_score: Score = None,
+        max_iou: MaxIou = None,
+        model: Annotated[
+            str | None, Query(pattern=_HASH, description="another one, by its hash; what it finds is not remembered")
+        ] = None,
+    ) -> Response:
         """Find objects in one picture: its bytes as the body, or a form with one file."""
-        return JSONResponse(await looked(request, min_score, found_values))
+        chosen = None if model is None else await anyio.to_thread.run_sync(_known_model, edge, model)
+        wanted = wanted_of(edge, min_score, max_iou, chosen)
+        return JSONResponse(await looked(request, wanted, found_values))
 
     @router.post(
         "/detect/picture",
         dependencies=viewer,
         response_class=Response,
-        responses={200: {"content": {"image/jpeg": {"schema": _PICTURE}}}},
-        openapi_extra=one,
+        responses=JPEG,
+        openapi_extra=ONE_PICTURE,
     )
-    async def detect_and_draw(request: Request, min_score: Score = None) -> Response:
+    async def detect_and_draw(request: Request, min_score: Score = None, max_iou: MaxIou = None) -> Response:
         """Find objects in one picture and draw them: a JPEG, as large as the picture was looked at."""
-        return Response(await looked(request, min_score, drawn), media_type="image/jpeg")
+        return Response(await looked(request, wanted_of(edge, min_score, max_iou), drawn), media_type="image/jpeg")
 
-    many = _bodies(form={"files": {"type": "array", "items": _PICTURE}})
+    many = bodies(form={"files": {"type": "array", "items": PICTURE}})
 
     @router.post("/detect/many", dependencies=viewer, responses={200: {"model": ManyAnswer}}, openapi_extra=many)
-    async def detect_many(request: Request, min_score: Score = None) -> Response:
+    async def detect_many(request: Request, min_score: Score = None, max_iou: MaxIou = None) -> Response:
         """Find objects in the pictures of a form; one that cannot be looked at says why, and the others go on."""
         answers = []
-        score = min_score or edge.config.min_score
+        wanted = wanted_of(edge, min_score, max_iou)
         async with contextlib.aclosing(read_pictures(request, limits)) as uploads:
             async for upload in uploads:
                 answer: dict[str, Any] = {"file": upload.name, "found": None, "error": None}
                 try:
                     answer["found"] = await edge.look(
-                        upload.data, score, source="request", name=upload.name, then=found_values
+                        upload.data, wanted, source="request", name=upload.name, then=found_values
                     )
                 except DataError as error:
                     answer["error"] = str(error)
@@ -204,27 +190,12 @@ def _detection(router: APIRouter, edge: Edge) -> None:
         return JSONResponse({"pictures": answers})
 
 
-def drawn(found: Found) -> bytes:
-    """A new JPEG of a picture with its boxes; of the bytes that came nothing is passed on."""
-    picture, boxes = found.picture, found.detections
-    scale = picture.shape[1] / found.size[1], picture.shape[0] / found.size[0]
-    rows = [
-        (x1 * scale[0], y1 * scale[1], x2 * scale[0], y2 * scale[1], score, class_id)
-        for (x1, y1, x2, y2), score, class_id in zip(boxes.xyxy, boxes.score, boxes.class_id, strict=True)
-    ]
-    image = draw_detections(picture, rows, found.engine.names)
-    if max(image.shape) > _JPEG_SIDE:
-        height, width = (max(1, side * _JPEG_SIDE // max(image.shape)) for side in image.shape[:2])
-        image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1])
-
-
 # -- jobs -------------------------------------------------------------------------------------------------------------
 
 
 def _jobs(router: APIRouter, edge: Edge) -> None:
-    viewer, administrator = [_needs(edge, Role.viewer)], [_needs(edge, Role.administrator)]
-    archive = _bodies("application/zip", "application/octet-stream", form={"file": _PICTURE})
+    viewer, administrator = [needs(edge, Role.viewer)], [needs(edge, Role.administrator)]
+    archive = bodies("application/zip", "application/octet-stream", form={"file": PICTURE})
 
     def known(id: str) -> Job:
         job = edge.jobs.get(id)
@@ -239,12 +210,13 @@ def _jobs(router: APIRouter, edge: Edge) -> None:
         responses={202: {"model": JobAnswer}},
         openapi_extra=archive,
     )
-    async def add_job(request: Request, min_score: Score = None) -> JobAnswer:
+    async def add_job(request: Request, min_score: Score = None, max_iou: MaxIou = None) -> JobAnswer:
         """Look at all pictures of a ZIP archive, one after the other; ask for the job to see how far it is."""
         _check_room(edge, request)
         with edge.jobs.receiving() as path:
             name = await save_archive(request, path)
-            submit = partial(edge.jobs.submit, path, name, min_score or edge.config.min_score)
+            wanted = wanted_of(edge, min_score, max_iou)
+            submit = partial(edge.jobs.submit, path, name, wanted.min_score, wanted.max_iou)
             return JobAnswer.of(await anyio.to_thread.run_sync(submit))
 
     @router.get("/jobs", dependencies=viewer)
@@ -305,7 +277,7 @@ def _check_room(edge: Edge, request: Request) -> None:
 
 
 def _models(router: APIRouter, edge: Edge) -> None:
-    viewer, administrator = [_needs(edge, Role.viewer)], [_needs(edge, Role.administrator)]
+    viewer, administrator = [needs(edge, Role.viewer)], [needs(edge, Role.administrator)]
 
     def answers() -> list[ModelAnswer]:
         used = edge.registry.used[:1]
@@ -314,12 +286,6 @@ def _models(router: APIRouter, edge: Edge) -> None:
             ModelAnswer.of(entry, in_use=[entry.hash] == used, night=night is not None and night.model == entry.hash)
             for entry in edge.registry.entries()
         ]
-
-    def known(name: str) -> str:
-        fitting = [entry.hash for entry in edge.registry.entries() if entry.hash.startswith(name)]
-        if len(fitting) != 1:
-            raise HTTPException(404, f"there are {len(fitting) or 'no'} models whose hash begins with {name}")
-        return fitting[0]
 
     @router.get("/status", dependencies=viewer)
     def status(request: Request) -> StatusAnswer:
@@ -352,7 +318,7 @@ def _models(router: APIRouter, edge: Edge) -> None:
     @router.post("/models/{hash}/use", dependencies=administrator)
     def use_model(hash: Hash) -> list[ModelAnswer]:
         """Change to a model: it is opened, warmed and tested beside the present one, which serves meanwhile."""
-        edge.host.use(known(hash))
+        edge.host.use(_known_model(edge, hash))
         return answers()
 
     @router.post("/models/roll-back", dependencies=administrator)
@@ -367,11 +333,18 @@ def _models(router: APIRouter, edge: Edge) -> None:
         edge.host.force(body.scene)
 
 
+def _known_model(edge: Edge, name: str) -> str:
+    fitting = [entry.hash for entry in edge.registry.entries() if entry.hash.startswith(name)]
+    if len(fitting) != 1:
+        raise HTTPException(404, f"there are {len(fitting) or 'no'} models whose hash begins with {name}")
+    return fitting[0]
+
+
 # -- streams ----------------------------------------------------------------------------------------------------------
 
 
 def _streams(router: APIRouter, edge: Edge) -> None:
-    viewer, administrator = [_needs(edge, Role.viewer)], [_needs(edge, Role.administrator)]
+    viewer, administrator = [needs(edge, Role.viewer)], [needs(edge, Role.administrator)]
 
     def answers() -> list[StreamAnswer]:
         return [
@@ -419,7 +392,7 @@ def _streams(router: APIRouter, edge: Edge) -> None:
         "/streams/{name}/picture",
         dependencies=viewer,
         response_class=Response,
-        responses={200: {"content": {"image/jpeg": {"schema": _PICTURE}}}},
+        responses=JPEG,
     )
     def stream_picture(name: Name) -> Response:
         """The newest frame with its boxes, as a JPEG."""
@@ -434,31 +407,63 @@ def _streams(router: APIRouter, edge: Edge) -> None:
 
 
 def _history(router: APIRouter, edge: Edge) -> None:
-    viewer = [_needs(edge, Role.viewer)]
+    viewer, administrator = [needs(edge, Role.viewer)], [needs(edge, Role.administrator)]
 
     @router.get("/history", dependencies=viewer)
     def history(
         most: Annotated[int, Query(ge=1, le=1000)] = 100,
         before: Annotated[int | None, Query(ge=0, le=2**62, description="only older ones than this id")] = None,
-        source: Annotated[str | None, Query(max_length=100)] = None,
-        name: Annotated[str | None, Query(alias="class", max_length=200)] = None,
+        source: Source = None,
+        name: ClassName = None,
+        since: Time = None,
+        until: Time = None,
     ) -> list[HistoryAnswer]:
         """Pictures that were looked at, the newest first; of the pictures themselves nothing is kept."""
         edge.history.flush()
-        return [HistoryAnswer.of(seen) for seen in edge.history.latest(most, before=before, source=source, name=name)]
+        found = edge.history.latest(most, before=before, source=source, name=name, since=since, until=until)
+        return [HistoryAnswer.of(seen) for seen in found]
 
     @router.get("/history/totals", dependencies=viewer)
-    def totals(hours: Annotated[float, Query(gt=0, le=24 * 366, allow_inf_nan=False)] = 24) -> dict[str, int]:
+    def totals(hours: Hours = 24) -> dict[str, int]:
         """Objects found in the last hours, by class."""
         edge.history.flush()
         return edge.history.totals(time.time() - 3600 * hours)
+
+    @router.get("/history/series", dependencies=viewer)
+    def series(
+        hours: Hours = 24,
+        bins: Annotated[int, Query(ge=1, le=1000)] = 96,
+        source: Source = None,
+    ) -> SeriesAnswer:
+        """Objects found in the last hours by class, counted in equal spans of time."""
+        edge.history.flush()
+        step = 3600 * hours / bins
+        since = time.time() - 3600 * hours
+        return SeriesAnswer(since=since, step=step, classes=edge.history.series(since, step, bins, source))
+
+    @router.delete("/history/{id}", status_code=204, dependencies=administrator)
+    def forget(id: Annotated[int, PathParameter(ge=0, le=2**62)]) -> None:
+        """Forget one picture."""
+        edge.history.flush()
+        if not edge.history.delete(id):
+            raise HTTPException(404, f"there is no picture {id} in the history")
+
+    @router.delete("/history", dependencies=administrator)
+    def forget_before(
+        before: Annotated[float, Query(ge=0, le=1e11, allow_inf_nan=False, description="seconds since 1970")],
+        source: Source = None,
+        name: ClassName = None,
+    ) -> DeletedAnswer:
+        """Forget what was seen before a time: all of it, or that of one source or class."""
+        edge.history.flush()
+        return DeletedAnswer(deleted=edge.history.delete_before(before, source, name))
 
 
 # -- access -----------------------------------------------------------------------------------------------------------
 
 
 def _access(router: APIRouter, edge: Edge) -> None:
-    administrator = [_needs(edge, Role.administrator)]
+    administrator = [needs(edge, Role.administrator)]
 
     @router.post("/login", status_code=204)
     def login(request: Request, response: Response, body: LoginBody) -> None:

@@ -8,8 +8,9 @@ import os
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -26,14 +27,16 @@ from manyeyes.runtime.archive import ArchiveLimits
 from manyeyes.runtime.engine import Engine, Found, open_engine
 from manyeyes.runtime.host import Host, Night
 from manyeyes.runtime.streams import StreamResult, Streams
+from manyeyes.runtime.vision import MAX_IOU
 from manyeyes.web.access import Access, Guesses
 from manyeyes.web.answers import found_values
+from manyeyes.web.events import Events
 from manyeyes.web.history import History, Seen
 from manyeyes.web.jobs import Job, Jobs
 from manyeyes.web.metrics import EdgeMetrics
 from manyeyes.web.settings import ServeConfig
 
-__all__ = ["Edge", "open_edge"]
+__all__ = ["Edge", "Wanted", "open_edge"]
 
 T = TypeVar("T")
 
@@ -43,6 +46,21 @@ _MOST_REMEMBERED = 1000
 _FOLLOW_SECONDS = 2.0
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How a picture is to be looked at.
+
+    Attributes:
+        min_score: lowest score kept.
+        max_iou: of two boxes of a class that overlap by more, the better one is kept.
+        model: hash of another model than the one in use, to compare.
+    """
+
+    min_score: float
+    max_iou: float = MAX_IOU
+    model: str | None = None
 
 
 class Edge:
@@ -76,6 +94,7 @@ class Edge:
         )
         for name, source in config.streams.items():
             self.streams.add(name, source)
+        self.events = stack.enter_context(Events(self._states()))
         self._ended = threading.Event()
         follower = threading.Thread(target=self._follow, name="manyeyes-registry", daemon=True)
         follower.start()
@@ -88,7 +107,7 @@ class Edge:
         return self._guarded or self.access.guarded
 
     async def look(
-        self, data: bytes | None, min_score: float, *, source: str, name: str, then: Callable[[Found], T]
+        self, data: bytes | None, wanted: Wanted, *, source: str, name: str, then: Callable[[Found], T]
     ) -> T:
         """Find objects in a picture that somebody sent; remembered and counted.
 
@@ -97,6 +116,7 @@ class Edge:
         Raises:
             HTTPException: too many wait already.
             DataError: it is no picture, or too large.
+            ManyeyesError: a model that is asked for cannot be opened.
         """
         limits = self.config.limits
         if data is None:
@@ -106,7 +126,7 @@ class Edge:
             raise HTTPException(503, "too many pictures wait already", {"Retry-After": "1"})
 
         def look() -> T:
-            return then(self._look(data, min_score, source=source, name=name))
+            return then(self._look(data, wanted, source=source, name=name))
 
         self.metrics.waiting += 1
         try:
@@ -119,6 +139,16 @@ class Edge:
         result = self.streams.latest(stream)
         return result.found if result else None
 
+    def _states(self) -> dict[str, Callable[[], Hashable]]:
+        """What each part looks like, for `Events`; figures that change with every picture are not among it."""
+        host, registry = self.host, self.registry
+        return {
+            "model": lambda: (host.changes, host.taken_back, host.scene, host.forced, registry.version),
+            "jobs": lambda: tuple(self.jobs.all()),
+            "streams": lambda: tuple((stream.name, stream.state, stream.error) for stream in self.streams.status()),
+            "history": lambda: self.history.version,
+        }
+
     def _follow(self) -> None:
         """The node of this site is another process: what it puts to use is seen in the registry."""
         while not self._ended.wait(_FOLLOW_SECONDS):
@@ -127,17 +157,27 @@ class Edge:
             except ManyeyesError as error:
                 _log.warning("the registry: %s", error)
 
-    def _look(self, data: bytes, min_score: float, *, source: str, name: str) -> Found:
+    def _look(self, data: bytes, wanted: Wanted, *, source: str, name: str) -> Found:
         try:
-            found = self.host.look(data, min_score=min_score, most_pixels=self.config.limits.picture_pixels)
+            found = self.host.look(
+                data,
+                min_score=wanted.min_score,
+                max_iou=wanted.max_iou,
+                most_pixels=self.config.limits.picture_pixels,
+                model=wanted.model,
+            )
         except DataError:
             self.metrics.refused += 1
             raise
-        self._remember(source, name, found.engine, found.detections.class_id, found.seconds)
+        if wanted.model is None:
+            self._remember(source, name, found.engine, found.detections.class_id, found.seconds)
+        else:  # the same picture again, to compare: what it shows was seen once
+            self.metrics.count("comparison", found.seconds)
         return found
 
     def _look_for_job(self, name: str, data: bytes, job: Job) -> dict[str, Any]:
-        return found_values(self._look(data, job.min_score, source=f"job {job.id}", name=name))
+        wanted = Wanted(job.min_score, job.max_iou)
+        return found_values(self._look(data, wanted, source=f"job {job.id}", name=name))
 
     def _seen_by_stream(self, result: StreamResult) -> None:
         found, source = result.found, f"stream {result.name}"

@@ -9,6 +9,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ CREATE TABLE IF NOT EXISTS seen (
     counts TEXT NOT NULL, milliseconds REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS seen_time ON seen (time);
 """
+
+# Not by LIKE, nor by SQLite's JSON, which knows a name with a quotation mark only as it was written.
+_HAS_CLASS = "has_class(counts, ?)"
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +65,10 @@ class History:
         folder: of the server's state.
         most: so many are remembered; 0 for none.
 
+    Attributes:
+        lost: pictures that could not be written.
+        version: grows whenever what is remembered changes.
+
     Raises:
         ResourceError: the file is damaged or cannot be written.
     """
@@ -68,7 +76,7 @@ class History:
     def __init__(self, folder: Path, most: int) -> None:
         self._path, self._most = folder / _FILE, most
         self._waiting: queue.Queue[Seen | None] = queue.Queue(_MOST_WAITING)
-        self.lost = 0
+        self.lost = self.version = 0
         self._thread: threading.Thread | None = None
         if most:
             try:
@@ -90,7 +98,14 @@ class History:
             self.lost += 1
 
     def latest(
-        self, most: int = 100, *, before: int | None = None, source: str | None = None, name: str | None = None
+        self,
+        most: int = 100,
+        *,
+        before: int | None = None,
+        source: str | None = None,
+        name: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
     ) -> list[Seen]:
         """Pictures, the newest first.
 
@@ -99,19 +114,70 @@ class History:
             before: only those whose `id` is smaller.
             source: only of this one.
             name: only those in which this class was found.
+            since, until: only those of this time, in seconds since 1970; the end does not belong to it.
         """
         if not self._thread:
             return []
-        conditions: list[str] = ["1"]
-        values: list[int | str] = []
-        for condition, value in (("id < ?", before), ("source = ?", source), ("has_class(counts, ?)", name)):
-            if value is not None:
-                conditions.append(condition)
-                values.append(value)
-        text = f"SELECT id, time, source, name, model, counts, milliseconds FROM seen WHERE {' AND '.join(conditions)}"
+        where, values = _conditions(
+            {"id < ?": before, "source = ?": source, _HAS_CLASS: name, "time >= ?": since, "time < ?": until}
+        )
+        text = f"SELECT id, time, source, name, model, counts, milliseconds FROM seen WHERE {where}"
         with closing(self._open()) as file:
             rows = file.execute(f"{text} ORDER BY id DESC LIMIT ?", (*values, most)).fetchall()
         return [Seen(when, src, called, model, json.loads(c), ms, id) for id, when, src, called, model, c, ms in rows]
+
+    def series(self, since: float, step: float, bins: int, source: str | None = None) -> dict[str, list[int]]:
+        """Objects found by class, counted in equal spans of time.
+
+        Args:
+            since: where the first span begins, in seconds since 1970.
+            step: length of a span in seconds.
+            bins: how many spans.
+            source: only of this one.
+        """
+        if not self._thread:
+            return {}
+        where, values = _conditions({"time >= ?": since, "time < ?": since + bins * step, "source = ?": source})
+        found: dict[str, list[int]] = {}
+        with closing(self._open()) as file:
+            for when, counts in file.execute(f"SELECT time, counts FROM seen WHERE {where}", values):
+                place = min(int((when - since) / step), bins - 1)  # rounding may reach the end
+                for name, count in json.loads(counts).items():
+                    found.setdefault(name, [0] * bins)[place] += count
+        return found
+
+    def delete(self, id: int) -> bool:
+        """Forget one picture; whether there was one.
+
+        Raises:
+            ResourceError: the file cannot be written.
+        """
+        return bool(self._delete({"id = ?": id}))
+
+    def delete_before(self, time: float, source: str | None = None, name: str | None = None) -> int:
+        """Forget what was seen before a time (seconds since 1970); returns how many pictures that were.
+
+        Args:
+            time: the end; what was seen at it stays.
+            source: only of this one.
+            name: only those in which this class was found.
+
+        Raises:
+            ResourceError: the file cannot be written.
+        """
+        return self._delete({"time < ?": time, "source = ?": source, _HAS_CLASS: name})
+
+    def _delete(self, conditions: Mapping[str, int | float | str | None]) -> int:
+        if not self._thread:
+            return 0
+        where, values = _conditions(conditions)
+        try:
+            with closing(self._open()) as file, file:
+                deleted = file.execute(f"DELETE FROM seen WHERE {where}", values).rowcount
+        except sqlite3.Error as error:
+            raise ResourceError(f"cannot be written ({error})", file=self._path) from error
+        self.version += 1
+        return deleted
 
     def totals(self, since: float) -> dict[str, int]:
         """Objects found since a time (seconds since 1970), by class."""
@@ -136,7 +202,6 @@ class History:
 
     def _open(self) -> sqlite3.Connection:
         file = sqlite3.connect(self._path, timeout=10)
-        # Not by LIKE, nor by SQLite's JSON, which knows a name with a quotation mark only as it was written.
         file.create_function("has_class", 2, lambda counts, name: name in json.loads(counts), deterministic=True)
         file.execute("PRAGMA journal_mode = WAL")
         file.execute("PRAGMA synchronous = NORMAL")
@@ -151,6 +216,7 @@ class History:
             goes_on = None not in batch
             try:
                 self._insert([seen for seen in batch if seen])
+                self.version += 1
             except (sqlite3.Error, ValueError) as error:  # letters that no file can hold are a ValueError
                 self.lost += len(batch)
                 _log.warning("the history cannot be written (%s)", error)
@@ -167,3 +233,9 @@ class History:
                 "INSERT INTO seen (time, source, name, model, counts, milliseconds) VALUES (?, ?, ?, ?, ?, ?)", rows
             )
             file.execute("DELETE FROM seen WHERE id <= (SELECT MAX(id) FROM seen) - ?", (self._most,))
+
+
+def _conditions(wanted: Mapping[str, int | float | str | None]) -> tuple[str, list[int | float | str]]:
+    """Text and values of an SQL condition: a comparison whose value is None is passed over."""
+    given = {text: value for text, value in wanted.items() if value is not None}
+    return " AND ".join(given) or "1", list(given.values())

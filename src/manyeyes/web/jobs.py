@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from manyeyes.errors import DataError, ManyeyesError, ResourceError
 from manyeyes.runtime.archive import ArchiveLimits, Packed, PackedPictures
+from manyeyes.runtime.vision import MAX_IOU
 from manyeyes.weights import write_atomically
 
 __all__ = ["Job", "Jobs", "Look"]
@@ -46,6 +47,7 @@ class Job:
         looked_at: files that are done, those with an error among them.
         errors: files that could not be looked at.
         min_score: lowest score kept.
+        max_iou: of two boxes of a class that overlap by more, the better one is kept.
         created, began, ended: in seconds since 1970; None if not yet.
         error: why it failed.
     """
@@ -61,6 +63,7 @@ class Job:
     began: float | None = None
     ended: float | None = None
     error: str | None = None
+    max_iou: float = MAX_IOU
 
     @property
     def seconds_left(self) -> float | None:
@@ -113,7 +116,7 @@ class Jobs:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def submit(self, archive: Path, name: str, min_score: float) -> Job:
+    def submit(self, archive: Path, name: str, min_score: float, max_iou: float = MAX_IOU) -> Job:
         """Put an archive that was received into the queue.
 
         Raises:
@@ -126,7 +129,7 @@ class Jobs:
             raise DataError(error.reason, file=name, cure=error.cure) from error
         if not files:
             raise DataError("holds no file", file=name)
-        job = Job(archive.parent.name[1:], name, "waiting", files, 0, 0, min_score, time.time())
+        job = Job(archive.parent.name[1:], name, "waiting", files, 0, 0, min_score, time.time(), max_iou=max_iou)
         write_atomically(archive.with_name(_ABOUT), _JOB.dump_json(job))
         archive.parent.rename(self._folder / job.id)
         with self._changed:

@@ -1,4 +1,4 @@
-"""WebSockets: frames of a browser's camera in, boxes out; and what the site's own cameras see. Always the newest."""
+"""WebSockets: a browser's camera in, boxes out; what the site's own cameras see, always the newest; what changes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import itertools
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import anyio.to_thread
@@ -14,16 +17,20 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from starlette.exceptions import HTTPException
 
 from manyeyes.errors import DataError
+from manyeyes.runtime.engine import Found
 from manyeyes.web.access import Role
 from manyeyes.web.answers import found_values
-from manyeyes.web.api import PREFIX, drawn, role_of
-from manyeyes.web.edge import Edge
+from manyeyes.web.edge import Edge, Wanted
+from manyeyes.web.events import Events
+from manyeyes.web.jpeg import drawn, encoded
+from manyeyes.web.routing import PREFIX, role_of
 
 __all__ = ["live_router"]
 
 _POLICY, _NOT_FOUND = 1008, 4404
 # How long to wait for a camera's next frame before looking whether the other side is still there, in seconds.
 _PATIENCE = 2.0
+_LONGEST_TEXT = 1000
 _sequence = itertools.count(1)
 
 
@@ -35,13 +42,13 @@ def live_router(edge: Edge) -> APIRouter:
     async def live(socket: WebSocket) -> None:
         """Each binary message is a picture; each answer JSON, with the number of its picture and how many were skipped.
 
-        A text message `{"min_score": 0.4}` changes the lowest score from then on.
+        A text message `{"min_score": 0.4, "max_iou": 0.6}` changes the lowest score and the overlap from then on.
         """
         if role_of(edge, socket) is None:
             await socket.close(_POLICY, "needs a password or a token")
             return
         await socket.accept()
-        newest = _Newest(edge.config.min_score)
+        newest = _Newest(Wanted(edge.config.min_score))
         reader = asyncio.create_task(_read(socket, newest))
         try:
             await _answer(edge, socket, newest, f"live {next(_sequence)}")
@@ -53,8 +60,11 @@ def live_router(edge: Edge) -> APIRouter:
                 await reader
 
     @router.websocket("/streams/{name}/live")
-    async def watch(socket: WebSocket, name: str, picture: bool = False) -> None:
-        """What a camera sees: JSON for the newest frame, and with `picture=true` a JPEG with its boxes after it."""
+    async def watch(socket: WebSocket, name: str, picture: bool = False, plain: bool = False) -> None:
+        """What a camera sees: JSON for the newest frame; after it, with `picture=true`, a JPEG with its boxes.
+
+        With `plain=true` the JPEG is as the camera sent it, for a page that draws the boxes itself.
+        """
         if (role_of(edge, socket) or 0) < Role.viewer:
             await socket.close(_POLICY, "needs a password or a token")
             return
@@ -64,7 +74,7 @@ def live_router(edge: Edge) -> APIRouter:
         await socket.accept()
         leaving = asyncio.create_task(_until_left(socket))
         try:
-            await _show(edge, socket, name, leaving, picture=picture)
+            await _show(edge, socket, name, leaving, picture=_as_it_is if plain else drawn if picture else None)
         except (WebSocketDisconnect, RuntimeError):
             pass  # the other side has gone while it was being answered
         except DataError:
@@ -72,14 +82,40 @@ def live_router(edge: Edge) -> APIRouter:
         finally:
             leaving.cancel()
 
+    @router.websocket("/events")
+    async def events(socket: WebSocket) -> None:
+        """`{"event": NAME}` whenever something changes that a page may show, a few times a second at most."""
+        if role_of(edge, socket) is None:
+            await socket.close(_POLICY, "needs a password or a token")
+            return
+        await socket.accept()
+        await tell_events(edge.events, socket)
+
     return router
+
+
+async def tell_events(events: Events, socket: WebSocket) -> None:
+    """Tell whoever listens what changes, until they leave."""
+    telling = asyncio.create_task(_tell(events, socket))
+    try:
+        await _until_left(socket)
+    finally:
+        telling.cancel()
+        with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
+            await telling
+
+
+async def _tell(events: Events, socket: WebSocket) -> None:
+    await socket.send_json({"event": "hello", "version": version("manyeyes")})
+    async for name in events.changed():
+        await socket.send_json({"event": name})
 
 
 class _Newest:
     """The frame that is looked at next; a newer one takes its place."""
 
-    def __init__(self, min_score: float) -> None:
-        self.min_score = min_score
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted = wanted
         self.number = self.skipped = 0
         self.left = False
         self._frame: bytes | None = None
@@ -112,18 +148,28 @@ async def _read(socket: WebSocket, newest: _Newest) -> None:
             if message.get("bytes") is not None:
                 newest.put(message["bytes"])
             else:
-                newest.min_score = _wanted_score(message.get("text") or "", newest.min_score)
+                newest.wanted = _wanted(message.get("text") or "", newest.wanted)
     finally:
         newest.leave()
 
 
-def _wanted_score(text: str, before: float) -> float:
+def _wanted(text: str, before: Wanted) -> Wanted:
     try:
-        score = json.loads(text[:1000])["min_score"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        values = json.loads(text[:_LONGEST_TEXT])
+    except (ValueError, RecursionError):
         return before
-    fits = isinstance(score, (int, float)) and not isinstance(score, bool) and 0.01 <= score <= 1
-    return float(score) if fits else before
+    if not isinstance(values, dict):
+        return before
+    return replace(
+        before,
+        min_score=_number(values.get("min_score"), 0.01, 1, before.min_score),
+        max_iou=_number(values.get("max_iou"), 0.1, 0.95, before.max_iou),
+    )
+
+
+def _number(value: Any, low: float, high: float, before: float) -> float:
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+    return float(value) if fits else before
 
 
 async def _answer(edge: Edge, socket: WebSocket, newest: _Newest, source: str) -> None:
@@ -131,7 +177,7 @@ async def _answer(edge: Edge, socket: WebSocket, newest: _Newest, source: str) -
         number, frame = taken
         answer: dict[str, Any] = {"frame": number, "skipped": newest.skipped}
         try:
-            answer |= await edge.look(frame, newest.min_score, source=source, name=str(number), then=found_values)
+            answer |= await edge.look(frame, newest.wanted, source=source, name=str(number), then=found_values)
         except DataError as error:
             answer["error"] = str(error)
         except HTTPException as error:  # too many wait
@@ -145,7 +191,18 @@ async def _until_left(socket: WebSocket) -> None:
             pass
 
 
-async def _show(edge: Edge, socket: WebSocket, name: str, leaving: asyncio.Task[None], *, picture: bool) -> None:
+def _as_it_is(found: Found) -> bytes:
+    return encoded(found.picture)
+
+
+async def _show(
+    edge: Edge,
+    socket: WebSocket,
+    name: str,
+    leaving: asyncio.Task[None],
+    *,
+    picture: Callable[[Found], bytes] | None,
+) -> None:
     after = -1
     while not leaving.done():
         wait = partial(edge.streams.wait_newer, name, after, _PATIENCE)
@@ -159,4 +216,4 @@ async def _show(edge: Edge, socket: WebSocket, name: str, leaving: asyncio.Task[
         answer = {"frame": after, "time": result.time, **found_values(result.found)}
         await socket.send_text(json.dumps(answer, ensure_ascii=False))
         if picture:
-            await socket.send_bytes(await anyio.to_thread.run_sync(drawn, result.found))
+            await socket.send_bytes(await anyio.to_thread.run_sync(picture, result.found))

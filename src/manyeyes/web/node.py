@@ -33,10 +33,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from manyeyes.errors import ConfigError, DataError, ManyeyesError, ResourceError, WeightsError
 from manyeyes.federation.node_status import NodeStatus
 from manyeyes.registry import MODELS, Registry
-from manyeyes.web.api import PREFIX, body_limits, edge_router, on_disk, role_of
+from manyeyes.web.api import body_limits, edge_router, on_disk
 from manyeyes.web.edge import Edge, open_edge
 from manyeyes.web.guard import Guard, Rules, problem
 from manyeyes.web.live import live_router
+from manyeyes.web.routing import PREFIX, role_of
 from manyeyes.web.serving import LOOPBACK, listen, serving
 from manyeyes.web.settings import ServeConfig, load_serve_config
 
