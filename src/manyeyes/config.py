@@ -252,9 +252,21 @@ class FederationSection(Section):
         le=1,
         description="share of what it learned in its own model; the rest is the common one, so that it forgets less",
     )
+    mode: Literal["sync", "async"] = Field(
+        "sync",
+        description="sync: a round waits for all that it asked. async: it ends with the first `buffer` updates, whoever"
+        " they are of and from whichever round, and who has answered is given the newest model at once",
+    )
+    buffer: int | None = Field(
+        None,
+        ge=1,
+        description="updates that end a round of mode async; default: half as many as nodes are at work, rounded up",
+    )
     deadline: float | None = Field(None, gt=0, description="seconds a round waits for updates")
     late: Literal["drop", "next_round"] = Field(
-        "drop", description="what becomes of an update that comes after the deadline; next_round: merged when it comes"
+        "drop",
+        description="what becomes of an update that comes after the deadline; next_round: merged when it comes, as it"
+        " always is with mode async",
     )
     staleness_exponent: float = Field(
         0.5, ge=0, le=10, description="a late update counts by (1 + rounds it is late)^-this; 0: as any other"
@@ -276,9 +288,41 @@ class FederationSection(Section):
             return {**values, "strategy": {"name": "fedavg", **strategy}}
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _asynchronous_rounds_merge_late(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("mode") == "async" and "late" not in values:
+            return {**values, "late": "next_round"}
+        return values
+
+    @model_validator(mode="after")
+    def _asynchronous_rounds_can_be_held(self) -> FederationSection:
+        if self.mode == "sync":
+            if self.buffer is not None:
+                raise ValueError("buffer is of federation.mode async: a synchronous round waits for all that it asked")
+            return self
+        if self.late == "drop":
+            raise ValueError("mode async merges every update when it comes: leave federation.late out")
+        if isinstance(self.strategy, ScaffoldSection):
+            raise ValueError(
+                "mode async does not go with strategy scaffold: a site's control variate would be of another round than"
+                " the server's; choose fedavg, or federation.mode sync"
+            )
+        if self.keep == "best":
+            raise ValueError(
+                "mode async does not go with keep best: who is at work does not test, so rounds are tested by different"
+                " sites and cannot be compared; keep the last"
+            )
+        if self.buffer is not None and self.buffer < self.min_nodes:
+            raise ValueError(
+                f"buffer ({self.buffer}) must be at least federation.min_nodes ({self.min_nodes}): both count the"
+                " updates of a round"
+            )
+        return self
+
     @model_validator(mode="after")
     def _late_updates_can_be_merged(self) -> FederationSection:
-        if self.late == "drop":
+        if self.late == "drop" or self.mode == "async":
             return self
         if self.deadline is None:
             raise ValueError("late next_round needs federation.deadline: without one every update is waited for")
@@ -360,6 +404,11 @@ class RunConfig(Section):
             raise ValueError(f"node_id must be unique among the sites, {', '.join(repeated)} stands twice")
         if self.federation.min_nodes > len(ids):
             raise ValueError(f"federation.min_nodes is {self.federation.min_nodes}, but there are {len(ids)} sites")
+        if (self.federation.buffer or 0) > len(ids):
+            raise ValueError(
+                f"federation.buffer is {self.federation.buffer}, but there are {len(ids)} sites: a site answers each"
+                " model once, so it would never be full"
+            )
         if "together" not in self.compare:
             raise ValueError("compare must name 'together': it is the model this project is about")
         return self

@@ -18,6 +18,7 @@ from manyeyes.datasets.sample import Dataset, Sample
 from manyeyes.federation.client import Client
 from manyeyes.federation.local import LocalTransport
 from manyeyes.federation.rounds import RowResult, run_rounds
+from manyeyes.federation.strategies import FedAvg, Merge
 from manyeyes.federation.transport import Transport
 from manyeyes.learners.learner import Control, FitPlan, Metrics, ProgressCallback, Template, silent
 from manyeyes.weights import Update, Weights, subtract
@@ -139,6 +140,21 @@ def clients(folder: Path, learners: Mapping[str, Any] | None = None, nodes: str 
         node: Client(node, learners.get(node, LinearLearner()), site(ord(node) - ord("A")), folder / node)
         for node in nodes
     }
+
+
+def update_of(node: str, weights: Weights, round: int, rounds: int) -> Update:
+    """What a node of `hold` makes of weights."""
+    plan = FitPlan(train=TrainSection(lr=0.05, steps=4), round=round, rounds=rounds, seed=1, node_id=node)
+    return LinearLearner().fit(weights, site(ord(node) - ord("A")), plan)
+
+
+def stepped(weights: Weights, *updates: tuple[Update, int]) -> Weights:
+    """A step of FedAvg on updates with their staleness, each counted alike."""
+    merge = Merge(weights, "equal", 0.5)
+    for update, staleness in updates:
+        merge.add(update, staleness)
+    mean = merge.result()
+    return FedAvg().step(weights, mean, {})[0].replace(mean.buffers)
 
 
 class Log:

@@ -9,50 +9,15 @@ from typing import Any
 
 import pytest
 
-from manyeyes.config import FederationSection, TrainSection, validate
+from manyeyes.config import FederationSection, validate
 from manyeyes.errors import ConfigError, Interrupted, RunError
 from manyeyes.federation.checkpoint import load_checkpoint
-from manyeyes.federation.strategies import FedAvg, Merge
-from manyeyes.federation.transport import Reply, Request
-from manyeyes.learners.learner import FitPlan
-from manyeyes.weights import Update, Weights
+from manyeyes.federation.transport import Reply
 
-from .lanes import Clock, Lanes
-from .linear import TEMPLATE, LinearLearner, Log, clients, hold, site
+from .lanes import Lanes, fit_takes
+from .linear import TEMPLATE, Log, clients, hold, stepped, update_of
 
 LATE: dict[str, Any] = {"deadline": 10, "late": "next_round", "weighting": "equal"}
-
-Seconds = Callable[[Request], float]
-
-
-def fit_takes(**nodes: float) -> Seconds:
-    """A second for everything but the training of some nodes."""
-    return lambda request: nodes.get(request.node_id, 1.0) if request.kind == "fit" else 1.0
-
-
-@pytest.fixture
-def lanes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Lanes]:
-    """Makes a transport with a clock of its own, which is the round loop's too."""
-
-    def make(seconds: Seconds, nodes: str = "ABC") -> Lanes:
-        clock = Clock()
-        monkeypatch.setattr("manyeyes.federation.rounds.time", clock)
-        return Lanes(clients(tmp_path / "nodes", nodes=nodes), clock, seconds)
-
-    return make
-
-
-def update_of(node: str, weights: Weights, round: int, rounds: int) -> Update:
-    plan = FitPlan(train=TrainSection(lr=0.05, steps=4), round=round, rounds=rounds, seed=1, node_id=node)
-    return LinearLearner().fit(weights, site(ord(node) - ord("A")), plan)
-
-
-def stepped(weights: Weights, *updates: tuple[Update, int]) -> Weights:
-    merge = Merge(weights, "equal", 0.5)
-    for update, staleness in updates:
-        merge.add(update, staleness)
-    mean = merge.result()
-    return FedAvg().step(weights, mean, {})[0].replace(mean.buffers)
 
 
 def test_a_late_update_is_merged_in_the_round_in_which_it_comes(tmp_path: Path, lanes: Callable[..., Lanes]) -> None:

@@ -494,7 +494,7 @@ def _compared(config: RunConfig) -> dict[str, Any]:
 def _single(federation: FederationSection) -> FederationSection:
     """The federation of one node, of as many rounds: no server optimiser, nothing personal, nobody to wait for."""
     update = {"strategy": FedAvgSection(), "fraction": 1.0, "min_nodes": 1, "personal": ()}
-    update |= {"deadline": None, "late": "drop"}
+    update |= {"mode": "sync", "buffer": None, "deadline": None, "late": "drop"}
     update |= {"rounds": federation.rounds + federation.finetune_after, "finetune_after": 0}
     return federation.model_copy(update=update)
 

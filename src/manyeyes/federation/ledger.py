@@ -103,6 +103,10 @@ class Ledger:
         """Nodes that are still at work on an overdue request, as far as anybody knows."""
         return frozenset(asked.node_id for asked in self._overdue.values())
 
+    def at_work(self) -> frozenset[str]:
+        """Nodes that have not answered, in time or not, as far as anybody knows."""
+        return self.busy() | frozenset(asked.node_id for asked in self._open.values())
+
     def withdraw(self, request_ids: Iterable[str]) -> None:
         """Close requests that will never be answered."""
         for request_id in request_ids:

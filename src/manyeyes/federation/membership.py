@@ -8,11 +8,24 @@ from collections.abc import Collection, Iterable
 
 from manyeyes.errors import AbsentNodesError
 
-__all__ = ["sample_cohort"]
+__all__ = ["cohort_size", "sample_cohort"]
+
+
+def cohort_size(num_nodes: int, fraction: float, min_nodes: int) -> int:
+    """⌈fraction · num_nodes⌉, at least `min_nodes`."""
+    # 0.1 · 30 is 3.0000000000000004 in floating point, which must not become 4.
+    return max(min_nodes, math.ceil(fraction * num_nodes - 1e-9))
 
 
 def sample_cohort(
-    nodes: Iterable[str], fraction: float, min_nodes: int, seed: int, round: int, busy: Collection[str] = ()
+    nodes: Iterable[str],
+    fraction: float,
+    min_nodes: int,
+    seed: int,
+    round: int,
+    busy: Collection[str] = (),
+    *,
+    places_taken: int = 0,
 ) -> tuple[str, ...]:
     """Draw the cohort of one round: ⌈fraction · nodes⌉ of them, at least `min_nodes`, sorted.
 
@@ -27,6 +40,7 @@ def sample_cohort(
         round: index of the round, from 0.
         busy: nodes that are not asked, because they are still at work on an earlier request. They count among those
             that can be reached; the cohort is smaller if the others are too few.
+        places_taken: how much smaller the cohort is, because so many others work for the same round.
 
     Raises:
         AbsentNodesError: fewer than `min_nodes` nodes can be reached.
@@ -39,8 +53,7 @@ def sample_cohort(
             key="federation.min_nodes",
             cure="Start the missing nodes, or lower it.",
         )
-    # 0.1 · 30 is 3.0000000000000004 in floating point, which must not become 4.
-    size = max(min_nodes, math.ceil(fraction * len(known) - 1e-9))
+    size = max(0, cohort_size(len(known), fraction, min_nodes) - places_taken)
     return tuple(sorted(sorted(known - set(busy), key=lambda node: _draw(seed, round, node))[:size]))
 
 

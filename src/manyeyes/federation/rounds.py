@@ -1,4 +1,4 @@
-"""The round loop: synchronous rounds with a deadline, from a template to final weights.
+"""The round loop: synchronous rounds with a deadline, or buffered asynchronous ones, from a template to final weights.
 
 With `federation.finetune_after` every node goes on for itself when the last round is over, from the weights that the
 run ends with, and what it learns stays there. That is local adaptation (Yu, Bagdasaryan and Shmatikov 2020,
@@ -11,6 +11,13 @@ is killed and resumed ends in the same bits as one that was not.
 Who misses a deadline is asked for nothing more until it has answered (`ledger.py`). With `federation.late: next_round`
 its update is merged in the round that is held when it comes, and counts by how many rounds that is late; those that
 came and were not merged yet are in memory only, so a run that is killed loses them and nothing else.
+
+With `federation.mode: async` this is the rule: a round ends with its first K updates (`federation.buffer`), whoever is
+still at work, and who has answered is given the newest model at once. That is FedBuff (Nguyen et al. 2022,
+arXiv:2106.06639), a round being what they call a server step. But no node is asked twice with the same model: in
+a federation of some sites a fast one would fill the buffer with updates that differ in nothing but their draws. It
+waits for the next model instead. So a node's draws depend on (seed, round, node) here too, and the same answers in the
+same order give the same bits.
 """
 
 from __future__ import annotations
@@ -47,7 +54,7 @@ from manyeyes.federation.checkpoint import (
 from manyeyes.federation.client import expand_personal
 from manyeyes.federation.joined import Joined
 from manyeyes.federation.ledger import Asked, Ledger
-from manyeyes.federation.membership import sample_cohort
+from manyeyes.federation.membership import cohort_size, sample_cohort
 from manyeyes.federation.messages import (
     EVALUATE,
     FIT,
@@ -210,6 +217,9 @@ class _Rounds:
         self.joined = Joined(folder)
         self.ledger = Ledger(federation.max_staleness)
         self.merges_late = federation.late == "next_round"
+        self.asynchronous = federation.mode == "async"
+        # Node → index of the round with whose weights it was last asked to train.
+        self.asked_with: dict[str, int] = {}
         self.came_late: list[tuple[Asked, Reply]] = []
         self.bytes_up = 0
         self.bytes_down = 0
@@ -289,7 +299,7 @@ class _Rounds:
         """
         self._stop_if_asked(state.round)
         watch, number = _Stopwatch(), self.federation.rounds + 1
-        nodes = sorted(set(self._nodes(state.round)) - self.ledger.busy())
+        nodes = self._free(self._nodes(state.round), over=True)
         plan = self.plan.model_copy(update={"train": self._own_training(), "round": state.round, "rounds": number})
         own = {"finetune": True, "mix": self.federation.finetune_mix, "kept": kept, "proximal_mu": 0.0}
         plan = plan.model_copy(update=own)
@@ -298,9 +308,10 @@ class _Rounds:
         }
         done = []
         for asked, reply in self._ask(FIT, requests, state.round, times=self.federation.finetune_after):
+            if asked.round < state.round:
+                self._tell_too_late(asked)
+                continue
             try:
-                if asked.round < state.round:
-                    raise UpdateRefusedError("came after the last round had been merged")
                 read_update(_record_of(reply), self.template.weights, (), ())
             except (ProtocolError, UpdateRefusedError) as error:
                 self.emit("warning", round=number, node=reply.node_id, reason=f"has no model of its own: {error}")
@@ -336,19 +347,49 @@ class _Rounds:
     def close(self) -> None:
         """Nobody waits any more: say which updates came too late for the last round."""
         for asked, _ in self.came_late:
-            reason = "came after the last round had been merged"
-            self.emit("update_refused", round=self.federation.rounds, node=asked.node_id, reason=reason)
+            self._tell_too_late(asked)
         self.came_late.clear()
         self.transport.cancel([asked.request_id for asked in self.ledger.overdue()])
+
+    def _tell_too_late(self, asked: Asked) -> None:
+        reason = "came after the last round had been merged"
+        self.emit("update_refused", round=self.federation.rounds, node=asked.node_id, reason=reason)
 
     def _cohort(self, round: int) -> tuple[str, ...]:
         """Who is asked: nobody who is still at work on an earlier request."""
         self._tell_given_up(self.ledger.give_up(round), round)
+        if self.asynchronous:
+            return self._unasked(round, self.federation.min_nodes)
         self._wait_for_busy(round)
         section = self.federation
         least = max(1, section.min_nodes - len(self.came_late))
         nodes = self._nodes(round)
         return sample_cohort(nodes, section.fraction, least, self.plan.seed, round, self.ledger.busy())
+
+    def _unasked(self, round: int, least: int) -> tuple[str, ...]:
+        """Who is given the model of an asynchronous round now, so that as many as a cohort has are at work.
+
+        Whose update came and waits to be merged is not asked again before that: others would be merged ever later.
+        """
+        nodes = self._nodes(round)
+        at_work = (self.ledger.at_work() | {asked.node_id for asked, _ in self.came_late}) & set(nodes)
+        answered = {node for node, newest in self.asked_with.items() if newest == round}
+        return sample_cohort(
+            nodes,
+            self.federation.fraction,
+            least,
+            self.plan.seed,
+            round,
+            at_work | answered,
+            places_taken=len(at_work),
+        )
+
+    def _free(self, nodes: Sequence[str], *, over: bool) -> list[str]:
+        """Who is asked for something other than an update: a busy node would come to it only when it is done.
+
+        At the end of an asynchronous run some are always busy, and nothing is left that could not wait for them.
+        """
+        return sorted(set(nodes) - (frozenset() if over and self.asynchronous else self.ledger.busy()))
 
     def _nodes(self, round: int) -> Sequence[str]:
         """Who can be reached now. From here on they have a part in the run."""
@@ -391,7 +432,11 @@ class _Rounds:
         number = state.round + 1
         control = self._control(state)
         requests = self._fit_requests(state, cohort, control)
-        for asked, reply in self._ask(FIT, requests, state.round, lambda: merge.num_updates >= section.min_nodes):
+        until = _Until(lambda: merge.num_updates >= section.min_nodes)
+        if self.asynchronous:
+            size = self._buffer_size()
+            until = replace(until, full=lambda: merge.num_updates >= size, more=lambda: self._more(state, control))
+        for asked, reply in self._ask(FIT, requests, state.round, until):
             staleness = state.round - asked.round
             try:
                 update = self._read_update(reply, staleness, control)
@@ -416,6 +461,18 @@ class _Rounds:
             )
         self._check_enough(merge.num_updates, absent, refused, number)
         return merge, merged
+
+    def _buffer_size(self) -> int:
+        section = self.federation
+        at_work = cohort_size(len(self.transport.nodes()), section.fraction, section.min_nodes)
+        return section.buffer or max(section.min_nodes, -(-at_work // 2))
+
+    def _more(self, state: RoundState, control: Weights) -> dict[str, Record]:
+        """Requests to those who came free, or joined, while an asynchronous round is held."""
+        nodes = self._unasked(state.round, 0)
+        for node in nodes:
+            self.emit("node_asked", round=state.round + 1, node=node)
+        return self._fit_requests(state, nodes, control)
 
     def _read_update(self, reply: Reply, staleness: int, control: Weights) -> Update:
         most = self.federation.max_staleness
@@ -475,8 +532,7 @@ class _Rounds:
         plan = EvaluatePlan(split="val", imgsz=self._tested_at, round=number, personal=self.plan.personal)
         record = evaluate_request(weights, plan, self.form_hash)
         nodes = self._nodes(max(number - 1, 0))
-        # A busy node would come to it only when it is done; the round does not wait for that.
-        records = dict.fromkeys(sorted(set(nodes) - self.ledger.busy()), record)
+        records = dict.fromkeys(self._free(nodes, over=number == self.federation.rounds), record)
         scores: list[float] = []
         answered = 0
         for _, reply in self._ask(EVALUATE, records, number - 1):
@@ -502,43 +558,60 @@ class _Rounds:
         kind: str,
         records: Mapping[str, Record],
         round: int,
-        enough: Callable[[], bool] = lambda: True,
+        until: _Until | None = None,
         *,
         times: int = 1,
     ) -> Iterator[tuple[Asked, Reply]]:
         """Every node's answer as it comes; a node that gave none until `times` deadlines yields the reason instead.
 
         Late updates of earlier rounds are yielded among the answers to FIT, if they are merged at all. Then the
-        deadline is put off, too, for as long as there are not `enough`: an update that is welcome late is worth that.
+        deadline is put off, too, for as long as there are not enough: an update that is welcome late is worth that.
         """
+        until = until or _Until()
+        ends = self._deadline(times)
+        self._send(kind, records, round)
+        replies: list[Reply] = []
+        over = None
+        put_off, most = 0, self.federation.max_staleness if self.merges_late else 0
+        while self._expects(kind) and not over:
+            if kind == FIT:
+                yield from self._take_late(until)
+                if until.full():
+                    break
+                self._send(kind, until.more(), round)
+            self._stop_if_asked(max(round, 0))
+            replies, over = self._receive(ends)
+            if over not in (None, _NOTHING_PENDING) and put_off < most and not until.enough():
+                put_off, over, ends = put_off + 1, None, self._deadline()
+                self._tell_put_off(round)
+            if not over:
+                yield from self._in_time(replies, round)
+                if put_off and until.enough():
+                    ends = time.monotonic()
+        if kind == FIT:
+            yield from self._take_late(until)
+        if until.full():
+            # Nobody is late: they are at work, and what they send is merged in the round in which it comes.
+            self.ledger.expire()
+        elif over:
+            for asked in self._expire(over):
+                yield asked, Reply(asked.request_id, asked.node_id, None, error=over, absent=True)
+            yield from self._in_time(replies, round)
+
+    def _send(self, kind: str, records: Mapping[str, Record], round: int) -> None:
         requests = [
             Request(f"{self.token}-{round + 1}-{kind}-{node}", node, kind, record) for node, record in records.items()
         ]
         at = time.monotonic()
         self.ledger.ask(Asked(request.request_id, request.node_id, kind, round, at) for request in requests)
-        ends = self._deadline(times)
-        self.transport.send(requests)
-        replies: list[Reply] = []
-        over = None
-        put_off, most = 0, self.federation.max_staleness if self.merges_late else 0
-        while self.ledger.any_open and not over:
-            if kind == FIT:
-                yield from self._take_late()
-            self._stop_if_asked(max(round, 0))
-            replies, over = self._receive(ends)
-            if over not in (None, _NOTHING_PENDING) and put_off < most and not enough():
-                put_off, over, ends = put_off + 1, None, self._deadline()
-                self._tell_put_off(round)
-            if not over:
-                yield from self._in_time(replies, round)
-                if put_off and enough():
-                    ends = time.monotonic()
         if kind == FIT:
-            yield from self._take_late()
-        if over:
-            for asked in self._expire(over):
-                yield asked, Reply(asked.request_id, asked.node_id, None, error=over, absent=True)
-            yield from self._in_time(replies, round)
+            self.asked_with |= dict.fromkeys(records, round)
+        if requests:
+            self.transport.send(requests)
+
+    def _expects(self, kind: str) -> bool:
+        """Whether answers may come that are waited for; in an asynchronous round those to earlier ones, too."""
+        return self.ledger.any_open or (self.asynchronous and kind == FIT and bool(self.ledger.busy()))
 
     def _tell_put_off(self, round: int) -> None:
         waiting = ", ".join(self.ledger.awaited())
@@ -570,14 +643,19 @@ class _Rounds:
         return replies, _NOTHING_PENDING if not replies and now - began < wait / 2 else None
 
     def _in_time(self, replies: Sequence[Reply], round: int) -> Iterator[tuple[Asked, Reply]]:
-        """The first answers to open requests. Late ones are put aside to be merged, or refused aloud like the rest."""
+        """The first answers to open requests. Late ones are put aside to be merged, or refused aloud like the rest.
+
+        Updates of asynchronous rounds are put aside in any case: how many are merged in one does not depend on how
+        many come at the same moment.
+        """
         for reply in replies:
             try:
                 asked = self.ledger.answer(reply.request_id, reply.node_id)
             except ProtocolError as error:
                 self.emit("update_refused", round=round + 1, node=reply.node_id, reason=str(error))
                 continue
-            if not asked.late:
+            aside = asked.late or (self.asynchronous and asked.kind == FIT and reply.record is not None)
+            if not aside:
                 yield asked, reply
             elif asked.kind == FIT and self.merges_late and reply.record is not None:
                 self.came_late.append((asked, reply))
@@ -586,15 +664,15 @@ class _Rounds:
                 kind = "update_refused" if asked.kind == FIT else "warning"
                 self.emit(kind, round=round + 1, node=reply.node_id, reason=reason)
 
-    def _take_late(self) -> Iterator[tuple[Asked, Reply]]:
-        while self.came_late:
+    def _take_late(self, until: _Until) -> Iterator[tuple[Asked, Reply]]:
+        while self.came_late and not until.full():
             yield self.came_late.pop(0)
 
     def _expire(self, over: str) -> list[Asked]:
         """What was not answered; its nodes are busy from now on, unless they will never answer."""
         missing = self.ledger.expire()
         if over == _NOTHING_PENDING:
-            self.ledger.withdraw(asked.request_id for asked in missing)
+            self.ledger.withdraw(asked.request_id for asked in self.ledger.overdue())
         else:
             useless = [a.request_id for a in missing if a.kind != FIT or not self.merges_late]
             self.ledger.withdraw(self.transport.cancel(useless))
@@ -617,6 +695,8 @@ def settings_of(
     rounds = federation.model_dump(
         mode="json", include={"rounds", "fraction", "min_nodes", "strategy", "weighting", "personal", "keep"}
     )
+    if federation.mode == "async":
+        rounds |= federation.model_dump(mode="json", include={"mode", "buffer", "staleness_exponent", "max_staleness"})
     if federation.finetune_after:
         rounds |= federation.model_dump(mode="json", include={"finetune_after", "finetune_lr", "finetune_mix"})
     model = {
@@ -629,6 +709,21 @@ def settings_of(
     if federation.keep == "best":
         settings["evaluate"] = evaluate.model_dump(mode="json", include={"every", "imgsz"})
     return settings
+
+
+@dataclass(frozen=True, slots=True)
+class _Until:
+    """How long answers are waited for.
+
+    Attributes:
+        enough: whether there are so many that a deadline need not be put off.
+        full: whether there are so many that the others are left to later rounds.
+        more: requests to those who have come free meanwhile.
+    """
+
+    enough: Callable[[], bool] = lambda: True
+    full: Callable[[], bool] = lambda: False
+    more: Callable[[], Mapping[str, Record]] = dict
 
 
 class _Stopwatch:

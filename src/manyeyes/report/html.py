@@ -402,8 +402,9 @@ def _notes(events: Sequence[Event], summary: Summary, *, has_examples: bool) -> 
     if late := [e for e in events if e["event"] == "update_received" and e.get("staleness")]:
         nodes = ", ".join(sorted({str(e["node"]) for e in late}))
         notes.append(
-            f"{len(late)} update{'s' if len(late) > 1 else ''} of {nodes} came after the deadline and counted less: by "
-            "(1 + rounds late) to the power of minus federation.staleness_exponent."
+            f"{len(late)} update{'s' if len(late) > 1 else ''} of {nodes} came in a later round than that of the "
+            "model they are made from, and counted less: by (1 + rounds late) to the power of minus "
+            "federation.staleness_exponent."
         )
     for event in {e["node"]: e for e in events if e["event"] == "withdrawn"}.values():
         other = f" The run {event['rebuilt_as']} is held without it." if event["rebuilt_as"] else ""

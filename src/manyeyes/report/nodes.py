@@ -231,7 +231,7 @@ def summarise_nodes(events: Iterable[Event]) -> NodesSummary:
         rounds=_last(counted, "row_started").get("rounds") or next(iter(planned), None),
         rounds_done=len(finished),
         round=running.get("round"),
-        cohort=tuple(running.get("cohort", ())),
+        cohort=tuple(sorted(_asked_in(counted, running["round"]))) if running else (),
         kept=kept,
         best=ended.get("score") is not None,
         round_seconds={n: float(e["seconds"]["total"]) for n, e in finished.items() if "total" in e.get("seconds", {})},
@@ -313,7 +313,7 @@ def _names(events: Sequence[Event]) -> list[str]:
             names.update(map(str, event.get("nodes", ())))
         elif event["event"] == "round_started":
             names.update(map(str, event.get("cohort", ())))
-        elif event["event"] in ("update_received", "update_refused"):
+        elif event["event"] in ("node_asked", "update_received", "update_refused"):
             names.add(str(event["node"]))
         elif event["event"] == "evaluated":
             names.add(str(event["where"]))
@@ -327,7 +327,7 @@ def _summarise_node(node: str, events: Sequence[Event], finished: Mapping[int, E
     return NodeSummary(
         node=node,
         pictures=int(received[-1]["num_examples"]) if received else None,
-        asked=tuple(int(e["round"]) for e in events if e["event"] == "round_started" and node in e["cohort"]),
+        asked=tuple(int(e["round"]) for e in events if node in _asked_by(e)),
         merged=tuple(int(e["round"]) for e in received),
         refused={
             int(e["round"]): str(e["reason"])
@@ -353,6 +353,17 @@ def _summarise_node(node: str, events: Sequence[Event], finished: Mapping[int, E
             None,
         ),
     )
+
+
+def _asked_by(event: Event) -> tuple[str, ...]:
+    """Nodes that an event says were asked to train."""
+    if event["event"] == "node_asked":
+        return (str(event["node"]),)
+    return tuple(map(str, event.get("cohort", ()))) if event["event"] == "round_started" else ()
+
+
+def _asked_in(events: Sequence[Event], number: int) -> set[str]:
+    return {node for event in events if event.get("round") == number for node in _asked_by(event)}
 
 
 def _node_dict(node: NodeSummary) -> dict[str, Any]:

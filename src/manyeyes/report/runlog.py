@@ -6,7 +6,8 @@
                      coordinator also held_by: "coordinator", and no sites: it sees none of their pictures
     views_planned    views (of each picture), bytes: {row: most that its views take on the disk}; before any is written
     row_started      nodes, rounds, resumed_from (last round that was kept, or null)
-    round_started    round, cohort
+    round_started    round, cohort (of an asynchronous round: those that are asked when it begins; others are at work)
+    node_asked       round, node: asked while an asynchronous round is held, as soon as it came free
     epoch_finished   round, node, epoch, epochs, losses: {name: value}, images_per_second
     update_received  round, node, bytes, num_examples, seconds (since the node was asked), metrics: {name: value},
                      staleness (rounds it came late; absent where it came in time)
