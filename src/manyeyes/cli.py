@@ -898,15 +898,14 @@ def node(
     """Join a coordinator and train on this site's pictures whenever it asks, until Ctrl-C."""
     if context.invoked_subcommand:
         return
-    from manyeyes.federation.node import load_node_config
+    from manyeyes.federation.node import load_node_config, status_of
     from manyeyes.federation.node_service import serve_node
-    from manyeyes.federation.node_status import NodeStatus
     from manyeyes.web.node import node_page
 
     path = _given(config, "manyeyes node --config node.yaml --node-id A")
     given = {key: value for key, value in context.params.items() if key not in ("config", "overrides", "quiet")}
     settings, console = load_node_config(path, given, overrides), Console(stderr=True)
-    status = NodeStatus(settings.node_id)
+    status = status_of(settings)
     with node_page(status, settings.port, settings.serve, settings.threads) as listening:
         if listening and not quiet:
             console.print(f"Status: http://127.0.0.1:{listening}/readyz and /metrics", highlight=False, soft_wrap=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from manyeyes.datasets.overlay import Overlay
 from manyeyes.errors import DataError
 from manyeyes.federation.site_pictures import SitePictures
 
@@ -47,3 +48,18 @@ def test_without_a_picture_that_was_taken_out_the_site_goes_on(folder: Path, cap
     assert len(after.split("train")) == len(before) - 1
     assert f"{len(before) - 1} are left" in caplog.text
     assert pictures.current() is after
+
+
+def test_what_was_added_at_the_site_is_trained_on_without_a_restart(folder: Path, tmp_path: Path) -> None:
+    overlay = Overlay(tmp_path / "overlay")
+    pictures = SitePictures(folder, overlay=overlay)
+    own = pictures.current()
+    jpeg = own.split("train")[0].image.read_bytes()
+    overlay.add("0" * 16, jpeg, (128, 128), [], own.names)
+    added = pictures.current()
+    assert len(added.split("train")) == len(own.split("train")) + 1
+    assert pictures.current() is added
+    own.split("train")[0].image.unlink()
+    assert len(pictures.current().split("train")) == len(own.split("train"))
+    overlay.remove("0" * 16)
+    assert len(pictures.current().split("train")) == len(own.split("train")) - 1

@@ -27,7 +27,7 @@ from websockets.sync.client import connect
 from manyeyes.web.access import Access, Role
 from manyeyes.web.api import edge_router
 from manyeyes.web.edge import Edge
-from manyeyes.web.live import live_router
+from manyeyes.web.live import events_router, live_router
 from manyeyes.web.settings import LimitSection, ServeConfig
 
 from .conftest import Server, started
@@ -158,11 +158,18 @@ def test_what_a_viewer_may_not_do_is_what_changes_something_for_others(guarded: 
         if guarded.client.request(method, filled(path), headers=bearer).status_code == 403
     }
     assert forbidden == {
+        ("POST", f"{API}/federation/pause"),
+        ("POST", f"{API}/federation/resume"),
         ("DELETE", f"{API}/history"),
         ("DELETE", f"{API}/history/{{id}}"),
         ("DELETE", f"{API}/jobs/{{id}}"),
         ("POST", f"{API}/models/{{hash}}/use"),
         ("POST", f"{API}/models/roll-back"),
+        ("PUT", f"{API}/review/{{id}}/boxes"),
+        ("POST", f"{API}/review/{{id}}/add"),
+        ("POST", f"{API}/review/{{id}}/dismiss"),
+        ("POST", f"{API}/review/{{id}}/reopen"),
+        ("DELETE", f"{API}/review/{{id}}"),
         ("PUT", f"{API}/scene"),
         ("POST", f"{API}/streams"),
         ("DELETE", f"{API}/streams/{{name}}"),
@@ -173,7 +180,9 @@ def test_what_a_viewer_may_not_do_is_what_changes_something_for_others(guarded: 
 
 
 def test_every_web_socket_needs_a_role(guarded: Server) -> None:
-    routes = [route for route in live_router(guarded.edge).routes if isinstance(route, WebSocketRoute)]
+    edge = guarded.edge
+    routers = live_router(edge), events_router(edge, edge.events)
+    routes = [route for router in routers for route in router.routes if isinstance(route, WebSocketRoute)]
     assert len(routes) == 3
     for route in routes:
         address = guarded.address.replace("http", "ws") + filled(route.path)

@@ -67,8 +67,8 @@ def known_part(dataset: Dataset, names: Sequence[str]) -> Dataset:
 def relabel(dataset: Dataset, names: Sequence[str]) -> Dataset:
     """The same pictures with class ids of the union.
 
-    Boxes of classes the site does not annotate are dropped: where only some objects of a class are marked, they would
-    teach that the others are background.
+    Boxes of classes that were not looked for, at the site or in their picture, are dropped: where only some objects of
+    a class are marked, they would teach that the others are background.
 
     Raises:
         DataError: an annotated class is not among `names`.
@@ -76,14 +76,18 @@ def relabel(dataset: Dataset, names: Sequence[str]) -> Dataset:
     missing = sorted(set(dataset.annotates) - set(names))
     if missing:
         raise DataError(f"annotates {missing}, which the model does not have", file=dataset.root, key="names")
-    new_id = np.array([names.index(n) if n in dataset.annotates else -1 for n in dataset.names], dtype=np.int64)
-    splits = {split: [_relabel(sample, new_id) for sample in samples] for split, samples in dataset.splits.items()}
+    new_id = np.array([names.index(n) if n in names else -1 for n in dataset.names], dtype=np.int64)
+    annotated = frozenset(i for i, name in enumerate(dataset.names) if name in dataset.annotates)
+    splits = {
+        split: [_relabel(sample, new_id, annotated) for sample in samples] for split, samples in dataset.splits.items()
+    }
     return Dataset(dataset.root, tuple(names), splits, dataset.annotates)
 
 
-def _relabel(sample: Sample, new_id: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Sample:
+def _relabel(sample: Sample, new_id: np.ndarray[tuple[int], np.dtype[np.int64]], annotated: frozenset[int]) -> Sample:
     class_id = new_id[sample.class_id]
-    keep = class_id >= 0
+    looked_for = annotated if sample.annotates is None else sample.annotates
+    keep = (class_id >= 0) & np.isin(sample.class_id, sorted(looked_for))
     annotates = None
     if sample.annotates is not None:
         annotates = frozenset(int(new_id[i]) for i in sample.annotates if new_id[i] >= 0)

@@ -41,7 +41,9 @@ __all__ = [
     "evaluate_request",
     "fit_request",
     "longest_answer",
+    "map50_of",
     "metrics_reply",
+    "plan_of",
     "publish_request",
     "published_reply",
     "read_evaluate_request",
@@ -265,6 +267,17 @@ def read_metrics(record: Record, template: Weights, names: Collection[str]) -> M
         if type(count) is not int or count < 0:
             raise ProtocolError(f"counts of pictures and objects must be whole numbers from 0, got {count!r}")
     return Metrics.from_dict(values)
+
+
+def plan_of(record: Record) -> Mapping[str, Any]:
+    """The plan of a request that was read and answered, as plain values."""
+    plan: Mapping[str, Any] = record.values["plan"]
+    return plan
+
+
+def map50_of(record: Record) -> float:
+    """mAP50 in an answer that `metrics_reply` made here."""
+    return float(record.values["metrics"]["map50"])
 
 
 def _header(template_hash: str) -> dict[str, Any]:

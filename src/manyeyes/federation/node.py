@@ -31,14 +31,15 @@ from manyeyes.federation.hours import DayHours
 from manyeyes.federation.joining import Place, Watcher, claimed, serve
 from manyeyes.federation.limits import Limits
 from manyeyes.federation.local_server import LocalServer, Promote
-from manyeyes.federation.messages import FIT
+from manyeyes.federation.messages import EVALUATE, FIT, map50_of, plan_of
 from manyeyes.federation.node_status import NodeStatus
+from manyeyes.federation.pause import Pause
 from manyeyes.federation.traffic import Traffic
 from manyeyes.federation.trainer import SiteSettings, Trainer
 from manyeyes.federation.transport import Record, Request
 from manyeyes.learners.learner import Progress, ProgressCallback, silent
 
-__all__ = ["NodeConfig", "load_node_config", "run_node"]
+__all__ = ["NodeConfig", "load_node_config", "run_node", "status_of"]
 
 ENVIRONMENT = "MANYEYES_"
 
@@ -225,6 +226,11 @@ def _with_origin(error: ConfigError, origins: Mapping[str, str]) -> ConfigError:
     return error
 
 
+def status_of(config: NodeConfig) -> NodeStatus:
+    """What is known of a node before it is started."""
+    return NodeStatus(config.node_id, config.coordinator_url, config.folder)
+
+
 def run_node(
     config: NodeConfig,
     stop: Callable[[], str | None],
@@ -247,7 +253,7 @@ def run_node(
             or the coordinator that is reached first is another one, or knows this node by another name.
     """
     place = config.place
-    with claimed(place) as audit, closing(_Node(config, audit, status or NodeStatus(config.node_id), progress)) as node:
+    with claimed(place) as audit, closing(_Node(config, audit, status or status_of(config), progress)) as node:
         node.start()
 
         def about_to_join() -> None:
@@ -264,6 +270,7 @@ class _Node:
         self.status = status
         self._limits, self._progress = config.limits, progress
         self._traffic = Traffic(config.folder, audit)
+        self._pause = Pause(config.folder)
         settings = SiteSettings(
             config.node_id,
             config.data_path,
@@ -322,16 +329,30 @@ class _Node:
         self._traffic.received(num_bytes)
 
     def answer(self, request: Request, form: ModelForm) -> Record:
-        began = time.monotonic()
-        self.status.training = request.kind == FIT
+        if request.kind == FIT:
+            self._pause.check()
+        began, status = time.monotonic(), self.status
+        status.training = request.kind == FIT
         try:
             record = self._trainer(request, form, self._traffic.counted)
         finally:
-            if self.status.training:
-                self.status.training_seconds += time.monotonic() - began
-            self.status.training = False
-        self.status.answered[request.kind] += 1
+            seconds = time.monotonic() - began
+            if status.training:
+                status.training_seconds += seconds
+            status.training = False
+            status.epoch = status.epochs = status.seconds_left = None
+        status.answered[request.kind] += 1
+        self._note(request, record, seconds)
         return record
+
+    def _note(self, request: Request, record: Record, seconds: float) -> None:
+        """For the site's own people: what a round was to its model."""
+        asked = plan_of(request.record)
+        if request.kind == FIT and not asked.get("finetune"):
+            self.status.rounds = asked["rounds"]
+            self.status.trained(asked["round"] + 1, seconds)
+        elif request.kind == EVALUATE and asked.get("split") == "val" and not asked.get("finetuned"):
+            self.status.tested(asked["round"], map50_of(record))
 
     def _refused(self, error: Exception) -> None:
         self.status.refused[_kind_of(error)] += 1
@@ -342,7 +363,8 @@ class _Node:
             self.status.pictures = pictures
 
     def _watch(self, at: Progress) -> None:
-        self.status.round = at.round + 1
+        self.status.round, self.status.epoch, self.status.epochs = at.round + 1, at.epoch, at.epochs
+        self.status.seconds_left = at.seconds_left
         self._progress(at)
 
 

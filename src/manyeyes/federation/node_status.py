@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-__all__ = ["NodeStatus"]
+from manyeyes.federation.pause import Pause
+
+__all__ = ["NodeStatus", "RoundDone"]
+
+_MOST_ROUNDS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class RoundDone:
+    """A round that this node has trained in.
+
+    Attributes:
+        round: from 1.
+        time: when the node had done its part, in seconds since 1970.
+        seconds: that its training took.
+        before, after: mAP50 of the model on this site's validation pictures, as it came into the round and as it came
+            out of it, all sites' parts merged; None where the coordinator did not let the node test it.
+    """
+
+    round: int
+    time: float
+    seconds: float
+    before: float | None = None
+    after: float | None = None
 
 
 @dataclass(slots=True)
@@ -16,28 +40,71 @@ class NodeStatus:
 
     Attributes:
         node_id: its name in the federation.
+        coordinator: its address, https://NAME:PORT; empty if that is not known.
+        folder: the node's state folder; None where it has none.
         not_ready: why it cannot take part at the moment, in words for the site's own people; None if it can.
         pictures: training pictures.
         round: of the request it was last asked to train for, from 1; None before the first.
+        rounds: of the run that it is in; None before the first.
+        epoch, epochs: that is being trained, from 1, and how many there are; None while it does not train.
+        seconds_left: of this training, as far as can be told.
         training: whether it trains now.
         last_seen: when the coordinator was last heard from, in seconds since 1970; None if not yet.
         answered: requests answered, by kind (fit, evaluate).
         refused: requests refused, by the key of the limit in node.yaml, or data, protocol, resource, defect, other.
         training_seconds: spent in training since the node was started.
+        rounds_done: rounds it has trained in since the start, the oldest first.
         today: bytes that came in and bytes that were sent today.
     """
 
     node_id: str
+    coordinator: str = ""
+    folder: Path | None = None
     not_ready: str | None = "is starting"
     pictures: int = 0
     round: int | None = None
+    rounds: int | None = None
+    epoch: int | None = None
+    epochs: int | None = None
+    seconds_left: float | None = None
     training: bool = False
     last_seen: float | None = None
     answered: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     training_seconds: float = 0.0
+    rounds_done: deque[RoundDone] = field(default_factory=lambda: deque(maxlen=_MOST_ROUNDS))
     today: Callable[[], tuple[int, int]] = lambda: (0, 0)
+    # mAP50 of the last model that was tested, and after how many rounds it was made.
+    _tested: tuple[int, float] | None = None
 
     def heard(self) -> None:
         """The coordinator was heard from just now."""
         self.last_seen = time.time()
+
+    def trained(self, round: int, seconds: float) -> None:
+        """The node's part of a round (from 1) is done."""
+        before = self._tested[1] if self._tested and self._tested[0] == round - 1 else None
+        self.rounds_done.append(RoundDone(round, time.time(), seconds, before))
+
+    def tested(self, round: int, map50: float) -> None:
+        """The model was tested on this site's validation pictures, as it was after so many rounds."""
+        self._tested = round, map50
+        if self.rounds_done and self.rounds_done[-1].round == round:
+            self.rounds_done[-1] = replace(self.rounds_done[-1], after=map50)
+
+    @property
+    def progress(self) -> Hashable:
+        """Another one whenever something changes that people look at."""
+        at = (self.round, self.epoch, None if self.seconds_left is None else round(self.seconds_left))
+        done = self.rounds_done[-1] if self.rounds_done else None
+        paused = self.folder is not None and Pause(self.folder).paused
+        return (
+            paused,
+            self.not_ready,
+            self.pictures,
+            self.training,
+            at,
+            done,
+            self.answered.total(),
+            self.refused.total(),
+        )

@@ -1,4 +1,7 @@
-"""A site's pictures as they lie on its disk: read at the start, looked for before each request."""
+"""A site's pictures as they lie on its disk: read at the start, looked for before each request.
+
+What its people corrected at its server lies over them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from manyeyes.datasets import Dataset, check_decodable, load_dataset, raise_problem
+from manyeyes.datasets.overlay import Overlay
 from manyeyes.errors import DataError
 
 __all__ = ["SitePictures", "out_of_reach"]
@@ -20,34 +24,44 @@ class SitePictures:
     Args:
         path: data.yaml or folder.
         annotates: classes looked for here; default: what the data set says.
+        overlay: pictures that were added at the site's server, if it has one.
 
     Attributes:
-        data: as it was read last.
+        data: as it was read last, with what was added.
 
     Raises:
         DataError: it cannot be trained on.
     """
 
-    def __init__(self, path: Path, annotates: Sequence[str] | None = None) -> None:
-        self._path, self._annotates = path, annotates
-        self.data = self._read()
+    def __init__(self, path: Path, annotates: Sequence[str] | None = None, overlay: Overlay | None = None) -> None:
+        self._path, self._annotates, self._overlay = path, annotates, overlay
+        self._own = self._read()
+        self._take_added()
 
     def current(self) -> Dataset:
-        """The data set, every picture of which is there now.
+        """The data set, every picture of which is there now; the same object as long as nothing has changed.
 
         If some are not, it is read again: a disk may be away for a while, and pictures may have been taken out.
 
         Raises:
             DataError: it cannot be read; the reason names no file.
         """
-        if all(sample.image.exists() for samples in self.data.splits.values() for sample in samples):
+        if all(sample.image.exists() for samples in self._own.splits.values() for sample in samples):
+            if self._overlay and self._overlay.version != self._added:
+                self._take_added()
             return self.data
         try:
-            self.data = self._read()
+            self._own = self._read()
         except (DataError, OSError) as error:
             raise out_of_reach(self._path, error) from error
-        _log.warning("some pictures had gone; %d are left to train on", len(self.data.split("train")))
+        _log.warning("some pictures had gone; %d are left to train on", len(self._own.split("train")))
+        self._take_added()
         return self.data
+
+    def _take_added(self) -> None:
+        # Asked before they are read: what comes meanwhile is seen the next time.
+        self._added = self._overlay.version if self._overlay else ()
+        self.data = self._overlay.over(self._own) if self._overlay else self._own
 
     def _read(self) -> Dataset:
         data = load_dataset(self._path, annotates=self._annotates)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from manyeyes.datasets import Dataset
+from manyeyes.datasets.overlay import OVERLAY, Overlay
 from manyeyes.errors import ConfigError, DataError, ManyeyesError, ResourceError, RunError
 from manyeyes.federation.form import ModelForm
 from manyeyes.federation.limits import Limits
@@ -230,7 +231,8 @@ def _work(settings: SiteSettings, pipe: Connection) -> None:
             raise SystemExit from error
 
     with _failures_told(tell):
-        pictures = SitePictures(settings.data_path, settings.annotates)
+        overlay = Overlay(settings.server.state / OVERLAY) if settings.server else None
+        pictures = SitePictures(settings.data_path, settings.annotates, overlay)
         site = _site(settings, pictures, tell)
         tell("ready", len(pictures.data.split("train")))
         while True:

@@ -80,7 +80,7 @@ class AugmentedBatches:
         self.num_examples = len(samples)
         self._num_classes = num_classes
         self._plan = plan
-        classes = [annotated if s.annotates is None else s.annotates & annotated for s in samples]
+        classes = [annotated if s.annotates is None else s.annotates for s in samples]
         kept = [np.isin(s.class_id, sorted(c)) for s, c in zip(samples, classes, strict=True)]
         self._augmentation = Augmentation(
             _Lazy(samples, pictures, plan.train.imgsz),

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from manyeyes.errors import ConfigError, ResourceError
 from manyeyes.weights import write_atomically
 
-__all__ = ["Access", "Guesses", "Role", "Token"]
+__all__ = ["Access", "Door", "Guesses", "Role", "Token"]
 
 SHORTEST_PASSWORD = 10
 _LONGEST_PASSWORD = 1000
@@ -244,6 +244,26 @@ class Access:
 
     def _write_tokens(self, tokens: list[Token]) -> None:
         write_atomically(self._folder / _TOKENS, _TOKEN_LIST.dump_json(tokens, indent=1) + b"\n", 0o600)
+
+
+class Door:
+    """Who may enter a server: everybody who reaches it, until there is a password.
+
+    Args:
+        folder: the server's state folder.
+        guesses: wrong passwords that cost nothing.
+        public: other machines reach it, so that nobody enters without a password, even if it was deleted.
+    """
+
+    def __init__(self, folder: Path, guesses: int, *, public: bool = False) -> None:
+        self.access = Access(folder)
+        self.guesses = Guesses(guesses)
+        self._guarded = public or self.access.guarded
+
+    @property
+    def guarded(self) -> bool:
+        """Whether a password is needed: one that was set since the start counts, and where there was one it stays."""
+        return self._guarded or self.access.guarded
 
 
 def _digest(secret: str) -> str:

@@ -6,14 +6,18 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from manyeyes.datasets.overlay import MarkedBox
 from manyeyes.registry import Entry
 from manyeyes.runtime.engine import Found
 from manyeyes.web.history import Seen
 from manyeyes.web.jobs import Job
+from manyeyes.web.review import Kept, Reason, ReviewState
 
 __all__ = [
+    "AloneAnswer",
     "Box",
     "DeletedAnswer",
+    "FederationAnswer",
     "FoundAnswer",
     "HistoryAnswer",
     "JobAnswer",
@@ -21,6 +25,9 @@ __all__ = [
     "ModelAnswer",
     "OneOfMany",
     "Problem",
+    "ReviewAnswer",
+    "RoundAnswer",
+    "SentAnswer",
     "SeriesAnswer",
     "StatusAnswer",
     "StreamAnswer",
@@ -58,6 +65,7 @@ class FoundAnswer(_Answer):
     scene: Literal["day", "night"] = Field(description="for which that model is")
     milliseconds: float = Field(description="from the picture's bytes to its boxes")
     detections: list[Box]
+    review: str | None = Field(None, description="id under which it is offered for review: the model was unsure")
 
 
 class OneOfMany(_Answer):
@@ -167,6 +175,78 @@ class SeriesAnswer(_Answer):
     classes: dict[str, list[int]] = Field(description="class → objects in each span")
 
 
+class ReviewAnswer(_Answer):
+    """A picture that is kept for review."""
+
+    id: str
+    time: float = Field(description="seconds since 1970")
+    source: str
+    name: str
+    model: str = Field(description="hash of the model that looked")
+    classes: list[str] = Field(description="of that model: those that boxes may have")
+    reasons: list[Reason]
+    width: int = Field(description="of the kept picture, in whose pixels boxes are")
+    height: int
+    detections: list[Box]
+    boxes: list[MarkedBox] | None = Field(description="as somebody corrected them so far")
+    state: ReviewState
+
+    @classmethod
+    def of(cls, kept: Kept) -> ReviewAnswer:
+        """From what is kept."""
+        return cls.model_validate(kept, from_attributes=True)
+
+
+class RoundAnswer(_Answer):
+    """A round that this site's node has trained in."""
+
+    round: int
+    time: float = Field(description="when the node had done its part, seconds since 1970")
+    before: float | None = Field(description="mAP50 of the model it came with, on this site's validation pictures")
+    after: float | None = Field(description="mAP50 of the model that all sites' parts gave, on the same pictures")
+    seconds: float = Field(description="that training took here")
+
+
+class AloneAnswer(_Answer):
+    """A server that belongs to no node."""
+
+    member: Literal[False] = False
+
+
+class FederationAnswer(_Answer):
+    """This site's node in its federation."""
+
+    member: Literal[True] = True
+    node_id: str
+    coordinator: str
+    not_ready: str | None = Field(description="why it cannot take part at the moment")
+    paused: bool
+    pictures: int = Field(description="training pictures, corrections among them")
+    corrections: int = Field(description="pictures that were added at this site's server")
+    training: bool
+    round: int | None
+    rounds: int | None
+    epoch: int | None
+    epochs: int | None
+    seconds_left: float | None
+    last_seen: float | None = Field(description="when the coordinator was last heard from, seconds since 1970")
+    bytes_today: dict[Literal["down", "up"], int]
+    training_seconds: float = Field(description="since the node was started")
+    rounds_done: list[RoundAnswer]
+
+
+class SentAnswer(_Answer):
+    """One message that left this site."""
+
+    time: float = Field(description="seconds since 1970")
+    kind: str = Field(description="what was asked for: fit, evaluate or publish")
+    sent: str = Field(description="answer, or refusal")
+    bytes: int
+    arrays: dict[str, dict[str, int]] = Field(description="kind of array → how many tensors, and numbers in all")
+    values: dict[str, Any] = Field(description="everything else that was in it")
+    sha256: str
+
+
 class DeletedAnswer(_Answer):
     """What was forgotten."""
 
@@ -203,8 +283,13 @@ class TokenAnswer(_Answer):
     token: str | None = None
 
 
-def found_values(found: Found) -> dict[str, Any]:
-    """`FoundAnswer` as plain values; made for each picture, so without a detour."""
+def found_values(found: Found, review: str | None = None) -> dict[str, Any]:
+    """`FoundAnswer` as plain values; made for each picture, so without a detour.
+
+    Args:
+        found: in the picture.
+        review: id under which it is offered for review.
+    """
     return {
         "width": found.size[1],
         "height": found.size[0],
@@ -212,4 +297,5 @@ def found_values(found: Found) -> dict[str, Any]:
         "scene": found.scene,
         "milliseconds": round(1000 * found.seconds, 2),
         "detections": found.detections.to_list(found.engine.names),
+        "review": review,
     }

@@ -22,8 +22,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, StreamingResponse
 
 from manyeyes.errors import DataError
+from manyeyes.federation.node_status import NodeStatus
 from manyeyes.runtime.engine import Found
-from manyeyes.web.access import Role
+from manyeyes.web.access import Door, Role
 from manyeyes.web.answers import (
     DeletedAnswer,
     FoundAnswer,
@@ -39,9 +40,11 @@ from manyeyes.web.answers import (
     found_values,
 )
 from manyeyes.web.cameras import camera_of_network, checked_camera
+from manyeyes.web.control import add_federation_routes
 from manyeyes.web.edge import Edge, Wanted
 from manyeyes.web.jobs import Job
 from manyeyes.web.jpeg import drawn
+from manyeyes.web.review_routes import add_review_routes
 from manyeyes.web.routing import (
     COOKIE,
     JPEG,
@@ -56,10 +59,10 @@ from manyeyes.web.routing import (
     role_of,
     wanted_of,
 )
-from manyeyes.web.settings import STREAM_NAME
+from manyeyes.web.settings import MODEL_HASH, STREAM_NAME
 from manyeyes.web.uploads import read_picture, read_pictures, save_archive
 
-__all__ = ["body_limits", "edge_router", "on_disk"]
+__all__ = ["body_limits", "edge_router", "node_router", "on_disk"]
 
 _FORM_SLACK = 100_000
 _PIECE = 1 << 20
@@ -67,8 +70,7 @@ _PIECE = 1 << 20
 T = TypeVar("T")
 
 RoleName = Literal["viewer", "administrator"]
-_HASH = r"^[0-9a-f]{8,64}$"
-Hash = Annotated[str, PathParameter(pattern=_HASH, description="the model's hash, or its beginning")]
+Hash = Annotated[str, PathParameter(pattern=MODEL_HASH, description="the model's hash, or its beginning")]
 JobId = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{16}$")]
 Time = Annotated[float | None, Query(ge=0, le=1e11, allow_inf_nan=False, description="seconds since 1970")]
 Source = Annotated[str | None, Query(max_length=100)]
@@ -113,6 +115,7 @@ def body_limits(edge: Edge) -> dict[str, int]:
     return {
         f"{PREFIX}/detect": one,
         f"{PREFIX}/detect/picture": one,
+        f"{PREFIX}/review": one,
         f"{PREFIX}/detect/many": min(limits.pictures * one, archive),
         f"{PREFIX}/jobs": archive,
     }
@@ -123,14 +126,28 @@ def on_disk() -> frozenset[str]:
     return frozenset({f"{PREFIX}/detect/many", f"{PREFIX}/jobs"})
 
 
-def edge_router(edge: Edge) -> APIRouter:
-    """All addresses below /api/v1."""
+def edge_router(edge: Edge, status: NodeStatus | None = None) -> APIRouter:
+    """All addresses below /api/v1.
+
+    Args:
+        edge: what they are about.
+        status: of the node that this server belongs to, if it does.
+    """
     refusals: dict[int | str, dict[str, Any]] = {
         code: {"model": Problem} for code in (400, 401, 403, 404, 408, 409, 413, 415, 421, 422, 429, 500, 503, 507)
     }
     router = APIRouter(prefix=PREFIX, responses=refusals)
-    for add in (_detection, _jobs, _models, _streams, _history, _access):
+    for add in (_detection, _jobs, _models, _streams, _history, add_review_routes, _login):
         add(router, edge)
+    add_federation_routes(router, edge, status, edge.overlay)
+    return router
+
+
+def node_router(door: Door, status: NodeStatus) -> APIRouter:
+    """What there is below /api/v1 at a node whose site has no model yet."""
+    router = APIRouter(prefix=PREFIX)
+    _login(router, door)
+    add_federation_routes(router, door, status, None)
     return router
 
 
@@ -141,7 +158,7 @@ def _detection(router: APIRouter, edge: Edge) -> None:
     viewer = [needs(edge, Role.viewer)]
     limits = edge.config.limits
 
-    async def looked(request: Request, wanted: Wanted, then: Callable[[Found], T]) -> T:
+    async def looked(request: Request, wanted: Wanted, then: Callable[[Found, str | None], T]) -> T:
         upload = await read_picture(request, limits)
         return await edge.look(upload.data, wanted, source="request", name=upload.name, then=then)
 
@@ -151,7 +168,8 @@ def _detection(router: APIRouter, edge: Edge) -> None:
         min_score: Score = None,
         max_iou: MaxIou = None,
         model: Annotated[
-            str | None, Query(pattern=_HASH, description="another one, by its hash; what it finds is not remembered")
+            str | None,
+            Query(pattern=MODEL_HASH, description="another one, by its hash; what it finds is not remembered"),
         ] = None,
     ) -> Response:
         """Find objects in one picture: its bytes as the body, or a form with one file."""
@@ -168,7 +186,10 @@ def _detection(router: APIRouter, edge: Edge) -> None:
     )
     async def detect_and_draw(request: Request, min_score: Score = None, max_iou: MaxIou = None) -> Response:
         """Find objects in one picture and draw them: a JPEG, as large as the picture was looked at."""
-        return Response(await looked(request, wanted_of(edge, min_score, max_iou), drawn), media_type="image/jpeg")
+        return Response(
+            await looked(request, wanted_of(edge, min_score, max_iou), lambda found, _: drawn(found)),
+            media_type="image/jpeg",
+        )
 
     many = bodies(form={"files": {"type": "array", "items": PICTURE}})
 
@@ -462,48 +483,48 @@ def _history(router: APIRouter, edge: Edge) -> None:
 # -- access -----------------------------------------------------------------------------------------------------------
 
 
-def _access(router: APIRouter, edge: Edge) -> None:
-    administrator = [needs(edge, Role.administrator)]
+def _login(router: APIRouter, door: Door) -> None:
+    administrator = [needs(door, Role.administrator)]
 
     @router.post("/login", status_code=204)
     def login(request: Request, response: Response, body: LoginBody) -> None:
         """Begin a session with a password."""
         address = _address(request)
-        wait = edge.guesses.begin(address)
+        wait = door.guesses.begin(address)
         if wait > 0:
             seconds = str(math.ceil(wait))
             raise HTTPException(429, f"too many wrong passwords: wait {seconds} seconds", {"Retry-After": seconds})
-        role = edge.access.role_of_password(body.password)
+        role = door.access.role_of_password(body.password)
         if role is None:
             raise HTTPException(401, "is not the password")
-        edge.guesses.right(address)
+        door.guesses.right(address)
         secure = request.url.scheme == "https"
-        session = edge.access.begin_session(role)
+        session = door.access.begin_session(role)
         response.set_cookie(COOKIE, session, httponly=True, samesite="strict", secure=secure, path="/")
 
     @router.post("/logout", status_code=204)
     def logout(request: Request, response: Response) -> None:
         """End the session."""
-        edge.access.end_session(request.cookies.get(COOKIE, ""))
+        door.access.end_session(request.cookies.get(COOKIE, ""))
         response.delete_cookie(COOKIE, path="/")
 
     @router.get("/tokens", dependencies=administrator)
     def list_tokens() -> list[TokenAnswer]:
         """Passes of programs; the passes themselves are not kept."""
-        return [TokenAnswer(name=t.name, role=t.role.name, created=t.created) for t in edge.access.tokens()]
+        return [TokenAnswer(name=t.name, role=t.role.name, created=t.created) for t in door.access.tokens()]
 
     @router.post("/tokens", status_code=201, dependencies=administrator)
     def make_token(body: TokenBody) -> TokenAnswer:
         """Make a pass for a program: it is shown this once, and sent as `Authorization: Bearer PASS`."""
-        token = edge.access.make_token(body.name, Role[body.role])
+        token = door.access.make_token(body.name, Role[body.role])
         return TokenAnswer(name=body.name, role=body.role, created=time.time(), token=token)
 
     @router.delete("/tokens/{name}", status_code=204, dependencies=administrator)
     def revoke_token(name: Annotated[str, PathParameter(max_length=100)]) -> None:
         """Take a pass back."""
-        if all(token.name != name for token in edge.access.tokens()):
+        if all(token.name != name for token in door.access.tokens()):
             raise HTTPException(404, f"there is no token {name!r}")
-        edge.access.revoke_token(name)
+        door.access.revoke_token(name)
 
 
 def _address(request: Request) -> str:

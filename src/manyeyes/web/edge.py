@@ -5,20 +5,24 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
 from starlette.exceptions import HTTPException
 
+from manyeyes.datasets.overlay import OVERLAY, Overlay
 from manyeyes.errors import ConfigError, DataError, ManyeyesError
 from manyeyes.federation.hours import DayHours
 from manyeyes.one_process import one_process
@@ -28,13 +32,14 @@ from manyeyes.runtime.engine import Engine, Found, open_engine
 from manyeyes.runtime.host import Host, Night
 from manyeyes.runtime.streams import StreamResult, Streams
 from manyeyes.runtime.vision import MAX_IOU
-from manyeyes.web.access import Access, Guesses
+from manyeyes.web.access import Access, Door
 from manyeyes.web.answers import found_values
-from manyeyes.web.events import Events
+from manyeyes.web.events import Events, State
 from manyeyes.web.history import History, Seen
 from manyeyes.web.jobs import Job, Jobs
 from manyeyes.web.metrics import EdgeMetrics
-from manyeyes.web.settings import ServeConfig
+from manyeyes.web.review import Review
+from manyeyes.web.settings import MODEL_HASH, ServeConfig
 
 __all__ = ["Edge", "Wanted", "open_edge"]
 
@@ -63,28 +68,38 @@ class Wanted:
     model: str | None = None
 
 
-class Edge:
+class Edge(Door):
     """What the routes of a server share.
 
     Args:
         config: as it was started.
         registry, host, history: its parts.
         stack: ends what is begun here.
+        also: what else changes that is shown here; see `Events`.
 
     Attributes:
         began: when, in seconds since 1970.
     """
 
-    def __init__(self, config: ServeConfig, registry: Registry, host: Host, history: History, stack: ExitStack) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        registry: Registry,
+        host: Host,
+        history: History,
+        stack: ExitStack,
+        also: Mapping[str, State],
+    ) -> None:
+        super().__init__(config.state, config.limits.guesses, public=config.public)
         self.config, self.registry, self.host, self.history = config, registry, host, history
-        self.access = Access(config.state)
-        self._guarded = config.public or self.access.guarded
-        self.guesses = Guesses(config.limits.guesses)
         self.metrics = EdgeMetrics()
         self.began = time.time()
         self._looking = anyio.CapacityLimiter(1 + (config.threads or len(os.sched_getaffinity(0))))
         self.watching = anyio.CapacityLimiter(config.limits.connections)
         self._remembered: OrderedDict[str, tuple[float, Counter[str] | None]] = OrderedDict()
+        self.overlay = Overlay(config.state / OVERLAY)
+        self.review = Review(config.state / "review", self.overlay, config.review, self._second_engine())
+        stack.callback(self.review.close)
         limits = config.limits
         packed = ArchiveLimits(limits.zip_entries, limits.picture_bytes, limits.zip_unpacked, limits.zip_ratio)
         self.jobs = Jobs(config.state / "jobs", self._look_for_job, packed, limits.jobs)
@@ -94,24 +109,20 @@ class Edge:
         )
         for name, source in config.streams.items():
             self.streams.add(name, source)
-        self.events = stack.enter_context(Events(self._states()))
+        self.events = stack.enter_context(Events({**self._states(), **also}))
         self._ended = threading.Event()
         follower = threading.Thread(target=self._follow, name="manyeyes-registry", daemon=True)
         follower.start()
         stack.callback(follower.join, _FOLLOW_SECONDS)
         stack.callback(self._ended.set)
 
-    @property
-    def guarded(self) -> bool:
-        """Whether a password is needed: one that was set since the start counts, one that was deleted too."""
-        return self._guarded or self.access.guarded
-
     async def look(
-        self, data: bytes | None, wanted: Wanted, *, source: str, name: str, then: Callable[[Found], T]
+        self, data: bytes | None, wanted: Wanted, *, source: str, name: str, then: Callable[[Found, str | None], T]
     ) -> T:
         """Find objects in a picture that somebody sent; remembered and counted.
 
-        What is wanted of it is made by `then` before the next picture has its turn: no picture outlives it.
+        What is wanted of it is made by `then`, from what was found and the id under which the picture is offered for
+        review, before the next picture has its turn: no picture outlives it.
 
         Raises:
             HTTPException: too many wait already.
@@ -126,7 +137,7 @@ class Edge:
             raise HTTPException(503, "too many pictures wait already", {"Retry-After": "1"})
 
         def look() -> T:
-            return then(self._look(data, wanted, source=source, name=name))
+            return then(*self._look(data, wanted, source=source, name=name))
 
         self.metrics.waiting += 1
         try:
@@ -139,6 +150,17 @@ class Edge:
         result = self.streams.latest(stream)
         return result.found if result else None
 
+    def _second_engine(self) -> Callable[[], Engine] | None:
+        """Opens the model whose disagreement is looked for, when it is first needed."""
+        wanted = self.config.review.second_model
+        if wanted is None:
+            return None
+        if re.fullmatch(MODEL_HASH, wanted):
+            model = self.registry.entry(wanted).hash
+        else:
+            model = self.registry.add(Path(wanted)).hash
+        return cache(partial(_open, self.config, self.registry, model))
+
     def _states(self) -> dict[str, Callable[[], Hashable]]:
         """What each part looks like, for `Events`; figures that change with every picture are not among it."""
         host, registry = self.host, self.registry
@@ -147,6 +169,7 @@ class Edge:
             "jobs": lambda: tuple(self.jobs.all()),
             "streams": lambda: tuple((stream.name, stream.state, stream.error) for stream in self.streams.status()),
             "history": lambda: self.history.version,
+            "review": lambda: self.review.version,
         }
 
     def _follow(self) -> None:
@@ -157,7 +180,7 @@ class Edge:
             except ManyeyesError as error:
                 _log.warning("the registry: %s", error)
 
-    def _look(self, data: bytes, wanted: Wanted, *, source: str, name: str) -> Found:
+    def _look(self, data: bytes, wanted: Wanted, *, source: str, name: str) -> tuple[Found, str | None]:
         try:
             found = self.host.look(
                 data,
@@ -169,19 +192,20 @@ class Edge:
         except DataError:
             self.metrics.refused += 1
             raise
-        if wanted.model is None:
-            self._remember(source, name, found.engine, found.detections.class_id, found.seconds)
-        else:  # the same picture again, to compare: what it shows was seen once
+        if wanted.model is not None:  # the same picture again, to compare: what it shows was seen once
             self.metrics.count("comparison", found.seconds)
-        return found
+            return found, None
+        self._remember(source, name, found.engine, found.detections.class_id, found.seconds)
+        return found, self.review.consider(found, source, name)
 
     def _look_for_job(self, name: str, data: bytes, job: Job) -> dict[str, Any]:
         wanted = Wanted(job.min_score, job.max_iou)
-        return found_values(self._look(data, wanted, source=f"job {job.id}", name=name))
+        return found_values(*self._look(data, wanted, source=f"job {job.id}", name=name))
 
     def _seen_by_stream(self, result: StreamResult) -> None:
         found, source = result.found, f"stream {result.name}"
         self._remember(source, str(result.number), found.engine, found.detections.class_id, result.latency)
+        self.review.consider(found, source, str(result.number))
 
     def _remember(self, source: str, name: str, engine: Engine, class_ids: Iterable[int], seconds: float) -> None:
         kind, now = source.partition(" ")[0], time.time()
@@ -203,8 +227,12 @@ class Edge:
 
 
 @contextmanager
-def open_edge(config: ServeConfig) -> Iterator[Edge]:
+def open_edge(config: ServeConfig, also: Mapping[str, State] = MappingProxyType({})) -> Iterator[Edge]:
     """Within the block a server's parts are at work.
+
+    Args:
+        config: of the server.
+        also: what else changes that is shown here; see `Events`.
 
     Raises:
         ConfigError: no model is named, and none was used before; or a public address without a password.
@@ -221,10 +249,10 @@ def open_edge(config: ServeConfig) -> Iterator[Edge]:
         otherwise="another server uses this state folder already",
         cure="Stop it first, or name another folder with --state.",
     ):
-        yield from _opened(config)
+        yield from _opened(config, also)
 
 
-def _opened(config: ServeConfig) -> Iterator[Edge]:
+def _opened(config: ServeConfig, also: Mapping[str, State]) -> Iterator[Edge]:
     registry = Registry(config.state / MODELS)
     chosen = registry.add(config.model).hash if config.model else next(iter(registry.used), None)
     if chosen is None:
@@ -234,7 +262,7 @@ def _opened(config: ServeConfig) -> Iterator[Edge]:
     with ExitStack() as stack:
         history = History(config.state, config.limits.history)
         stack.callback(history.close)
-        yield Edge(config, registry, host, history, stack)
+        yield Edge(config, registry, host, history, stack, also)
 
 
 def _night(config: ServeConfig, registry: Registry) -> Night | None:

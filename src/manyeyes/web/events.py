@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping
 
-__all__ = ["Events"]
+__all__ = ["Events", "State"]
 
 State = Callable[[], Hashable]
 """What a part of the server looks like now; another value is a change."""
@@ -42,11 +42,15 @@ class Events:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Tell nobody any more: whoever listens is left, and may ask anew what there is."""
         self._ended.set()
         self._thread.join(timeout=5)
 
     async def changed(self) -> AsyncIterator[str]:
-        """Names of parts that have changed, each time they do; never ends before the server does."""
+        """Names of parts that have changed, each time they do, until it is closed."""
         seen = Counter(self._changes)
         while not self._ended.is_set():
             await asyncio.sleep(_SEND_SECONDS)

@@ -18,20 +18,45 @@ from starlette.exceptions import HTTPException
 
 from manyeyes.errors import DataError
 from manyeyes.runtime.engine import Found
-from manyeyes.web.access import Role
+from manyeyes.web.access import Door, Role
 from manyeyes.web.answers import found_values
 from manyeyes.web.edge import Edge, Wanted
 from manyeyes.web.events import Events
 from manyeyes.web.jpeg import drawn, encoded
 from manyeyes.web.routing import PREFIX, role_of
 
-__all__ = ["live_router"]
+__all__ = ["events_router", "live_router"]
 
-_POLICY, _NOT_FOUND = 1008, 4404
+_POLICY, _RESTARTS, _NOT_FOUND = 1008, 1012, 4404
 # How long to wait for a camera's next frame before looking whether the other side is still there, in seconds.
 _PATIENCE = 2.0
 _LONGEST_TEXT = 1000
 _sequence = itertools.count(1)
+
+
+def events_router(door: Door, events: Events) -> APIRouter:
+    """The WebSocket that tells what changes."""
+    router = APIRouter(prefix=PREFIX)
+
+    @router.websocket("/events")
+    async def tell(socket: WebSocket) -> None:
+        """`{"event": NAME}` whenever something changes that a page may show, a few times a second at most."""
+        if role_of(door, socket) is None:
+            await socket.close(_POLICY, "needs a password or a token")
+            return
+        await socket.accept()
+        telling, leaving = asyncio.create_task(_tell(events, socket)), asyncio.create_task(_until_left(socket))
+        try:
+            await asyncio.wait((telling, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not leaving.done():
+                await socket.close(_RESTARTS, "there is more to see: ask again")
+        finally:
+            for task in (telling, leaving):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
+                    await task
+
+    return router
 
 
 def live_router(edge: Edge) -> APIRouter:
@@ -82,27 +107,7 @@ def live_router(edge: Edge) -> APIRouter:
         finally:
             leaving.cancel()
 
-    @router.websocket("/events")
-    async def events(socket: WebSocket) -> None:
-        """`{"event": NAME}` whenever something changes that a page may show, a few times a second at most."""
-        if role_of(edge, socket) is None:
-            await socket.close(_POLICY, "needs a password or a token")
-            return
-        await socket.accept()
-        await tell_events(edge.events, socket)
-
     return router
-
-
-async def tell_events(events: Events, socket: WebSocket) -> None:
-    """Tell whoever listens what changes, until they leave."""
-    telling = asyncio.create_task(_tell(events, socket))
-    try:
-        await _until_left(socket)
-    finally:
-        telling.cancel()
-        with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
-            await telling
 
 
 async def _tell(events: Events, socket: WebSocket) -> None:

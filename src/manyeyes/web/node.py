@@ -30,20 +30,24 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from manyeyes.errors import ConfigError, DataError, ManyeyesError, ResourceError, WeightsError
+from manyeyes.errors import ConfigError, DataError, ManyeyesError, ResourceError, RunError, WeightsError
 from manyeyes.federation.node_status import NodeStatus
 from manyeyes.registry import MODELS, Registry
-from manyeyes.web.api import body_limits, edge_router, on_disk
+from manyeyes.web.access import Door
+from manyeyes.web.api import body_limits, edge_router, node_router, on_disk
 from manyeyes.web.edge import Edge, open_edge
+from manyeyes.web.events import Events, State
 from manyeyes.web.guard import Guard, Rules, problem
-from manyeyes.web.live import live_router
+from manyeyes.web.live import events_router, live_router
 from manyeyes.web.routing import PREFIX, role_of
 from manyeyes.web.serving import LOOPBACK, listen, serving
-from manyeyes.web.settings import ServeConfig, load_serve_config
+from manyeyes.web.settings import LimitSection, ServeConfig, load_serve_config
 
 __all__ = ["node_app", "node_page"]
 
 _FIRST_MODEL_SECONDS = 2.0
+# What a page may say to a node that finds no objects yet: nothing to speak of.
+_NODE_MESSAGE = 1000
 
 _log = logging.getLogger(__name__)
 
@@ -53,23 +57,35 @@ _STATUS: tuple[tuple[type[ManyeyesError], int], ...] = (
     (WeightsError, 409),
     (ConfigError, 409),
     (ResourceError, 503),
+    (RunError, 409),
 )
 
 
-def node_app(status: NodeStatus | None = None, edge: Edge | None = None) -> Guard:
+def node_app(
+    status: NodeStatus | None = None,
+    edge: Edge | None = None,
+    *,
+    door: Door | None = None,
+    events: Events | None = None,
+) -> Guard:
     """The application, guarded.
 
     Args:
         status: of a node that takes part in a federation.
         edge: of a server that finds objects.
+        door, events: where there is a status and no edge: who may enter, and what changes.
     """
     described = f"{PREFIX}/openapi.json" if edge else None
     app = FastAPI(title="manyeyes", version=version("manyeyes"), docs_url=None, redoc_url=None, openapi_url=described)
     _add_probes(app, status, edge)
     _add_errors(app)
     if edge is None:
+        if status and door and events:
+            app.include_router(node_router(door, status))
+            app.include_router(events_router(door, events))
         return Guard(app, Rules())
-    app.include_router(edge_router(edge))
+    app.include_router(edge_router(edge, status))
+    app.include_router(events_router(edge, edge.events))
     app.include_router(live_router(edge))
     config = edge.config
     return Guard(
@@ -166,12 +182,16 @@ def node_page(
     if port is None:
         yield None
         return
-    page = _Page(node_app(status))
     config = _config_of(state, port, threads) if state else None
+    events = Events(_states(status))
+    page = _Page(node_app(status, door=_door(status, config), events=events))
     with (
+        events,
         listen(LOOPBACK, port, key="port") as listener,
-        serving(page, listener, "manyeyes-page", message_bytes=config.limits.picture_bytes if config else None),
-        _finding(status, page, config),
+        serving(
+            page, listener, "manyeyes-page", message_bytes=config.limits.picture_bytes if config else _NODE_MESSAGE
+        ),
+        _finding(status, page, config, events),
     ):
         yield int(listener.getsockname()[1])
 
@@ -186,6 +206,17 @@ class _Page:
         await self.app(scope, receive, send)
 
 
+def _states(status: NodeStatus) -> dict[str, State]:
+    return {"federation": lambda: status.progress}
+
+
+def _door(status: NodeStatus, config: ServeConfig | None) -> Door | None:
+    """The same before the first model as after it."""
+    if config:
+        return Door(config.state, config.limits.guesses, public=config.public)
+    return Door(status.folder, LimitSection().guesses) if status.folder else None
+
+
 def _config_of(state: Path, port: int, threads: int | None) -> ServeConfig:
     file = state / "serve.yaml"
     # Others reach it through `manyeyes serve`, which asks for a password.
@@ -194,13 +225,15 @@ def _config_of(state: Path, port: int, threads: int | None) -> ServeConfig:
 
 
 @contextmanager
-def _finding(status: NodeStatus, page: _Page, config: ServeConfig | None) -> Iterator[None]:
+def _finding(status: NodeStatus, page: _Page, config: ServeConfig | None, events: Events) -> Iterator[None]:
     """Within the block the page finds objects too, from the first model on."""
     if config is None:
         yield
         return
     ended = threading.Event()
-    thread = threading.Thread(target=_find, args=(status, page, config, ended), name="manyeyes-serve", daemon=True)
+    thread = threading.Thread(
+        target=_find, args=(status, page, config, events, ended), name="manyeyes-serve", daemon=True
+    )
     thread.start()
     try:
         yield
@@ -209,14 +242,15 @@ def _finding(status: NodeStatus, page: _Page, config: ServeConfig | None) -> Ite
         thread.join(timeout=30)
 
 
-def _find(status: NodeStatus, page: _Page, config: ServeConfig, ended: threading.Event) -> None:
+def _find(status: NodeStatus, page: _Page, config: ServeConfig, events: Events, ended: threading.Event) -> None:
     registry, plain = Registry(config.state / MODELS), page.app
     while not (registry.used or config.model):
         if ended.wait(_FIRST_MODEL_SECONDS):
             return
     try:
-        with open_edge(config) as edge:
+        with open_edge(config, _states(status)) as edge:
             page.app = node_app(status, edge)
+            events.close()  # whoever listens comes again, and finds the model
             ended.wait()
             page.app = plain
     except ManyeyesError as error:  # `manyeyes serve` may have the folder; the node trains all the same

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
 from manyeyes.runtime.vision import MAX_IOU
-from manyeyes.web.access import Role
+from manyeyes.web.access import Door, Role
 from manyeyes.web.edge import Edge, Wanted
 from manyeyes.web.settings import STREAM_NAME
 
@@ -50,21 +50,21 @@ MaxIou = Annotated[
 ]
 
 
-def role_of(edge: Edge, connection: HTTPConnection) -> Role | None:
+def role_of(door: Door, connection: HTTPConnection) -> Role | None:
     """What somebody may do: by the token of a program, or the session of a browser."""
-    if not edge.guarded:
+    if not door.guarded:
         return Role.administrator
     header = connection.headers.get("authorization", "")
     if header.lower().startswith(_BEARER):
-        return edge.access.role_of_token(header[len(_BEARER) :].strip())
-    return edge.access.role_of_session(connection.cookies.get(COOKIE, ""))
+        return door.access.role_of_token(header[len(_BEARER) :].strip())
+    return door.access.role_of_session(connection.cookies.get(COOKIE, ""))
 
 
-def needs(edge: Edge, role: Role) -> Any:
+def needs(door: Door, role: Role) -> Any:
     """A dependency of a route: whoever asks has at least this role."""
 
     def check(request: Request) -> None:
-        found = role_of(edge, request)
+        found = role_of(door, request)
         if found is None:
             raise HTTPException(401, "needs a password or a token", {"WWW-Authenticate": "Bearer"})
         if found < role:

@@ -15,9 +15,18 @@ from manyeyes.errors import DataError
 from manyeyes.federation.hours import DayHours
 from manyeyes.web.cameras import checked_camera
 
-__all__ = ["STREAM_NAME", "LimitSection", "NightSection", "ServeConfig", "load_serve_config"]
+__all__ = [
+    "MODEL_HASH",
+    "STREAM_NAME",
+    "LimitSection",
+    "NightSection",
+    "ReviewSection",
+    "ServeConfig",
+    "load_serve_config",
+]
 
 STREAM_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+MODEL_HASH = r"^[0-9a-f]{8,64}$"
 _PATHS = ("model", "certificate", "key")
 
 
@@ -66,6 +75,26 @@ class LimitSection(Section):
         return self
 
 
+class ReviewSection(Section):
+    """Which pictures are kept at the site, so that somebody can correct what the model was unsure of."""
+
+    keep: int = Field(200, ge=0, le=100_000, description="pictures nobody has decided about; 0 keeps none at all")
+    low: float = Field(0.25, ge=0.01, le=1, description="an object whose score is from low to high is a doubt")
+    high: float = Field(0.5, ge=0.01, le=1)
+    second_model: str | None = Field(
+        None, description="hash of another model here, or its file: where the two disagree is a doubt"
+    )
+    track_breaks: bool = Field(True, description="whether an object that is lost on its way is a doubt, where counted")
+    every: float = Field(10.0, ge=0, allow_inf_nan=False, description="seconds between two pictures of one camera")
+    sources: tuple[Literal["request", "live", "job", "stream"], ...] = ("request", "live", "job", "stream")
+
+    @model_validator(mode="after")
+    def _hold_together(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError("low must be below high")
+        return self
+
+
 class ServeConfig(Section):
     """A server of one site. Relative paths in the file begin at the file's folder."""
 
@@ -86,6 +115,7 @@ class ServeConfig(Section):
     cameras_anywhere: bool = Field(
         False, description="whether the administrator may add cameras at loopback and link-local addresses too"
     )
+    review: ReviewSection = ReviewSection()
     limits: LimitSection = LimitSection()
 
     @field_validator("names", mode="before")
@@ -142,4 +172,7 @@ def load_serve_config(path: Path | None, options: Mapping[str, Any], overrides: 
     }
     if config.night and "night" not in given:
         found["night"] = config.night.model_copy(update={"model": folder / config.night.model})
+    second = config.review.second_model
+    if second and "review" not in given and not re.fullmatch(MODEL_HASH, second):
+        found["review"] = config.review.model_copy(update={"second_model": str(folder / second)})
     return config.model_copy(update=found)
