@@ -219,8 +219,9 @@ StrategySection = Annotated[
 ]
 
 
-Weighting = Literal["examples", "equal", "inverse_sqrt"]
-"""What an update counts by: its site's pictures, one, or one divided by the root of its site's pictures."""
+Weighting = Literal["examples", "equal", "inverse_sqrt", "contribution"]
+"""What an update counts by: its site's pictures, one, one divided by the root of its site's pictures, or what the
+site's updates were worth to the others so far."""
 
 
 class FederationSection(Section):
@@ -238,6 +239,15 @@ class FederationSection(Section):
     )
     strategy: StrategySection = FedAvgSection()
     weighting: Weighting = Field("examples", description="what a site's update counts by")
+    contribution_smoothing: float = Field(
+        0.6, ge=0, lt=1, description="share of its score that a site keeps from round to round"
+    )
+    contribution_scale: float = Field(
+        0.05, gt=0, le=1, description="mAP50 that a site's update must cost or bring another for its full effect"
+    )
+    contribution_floor: float = Field(
+        0.05, gt=0, le=1, description="least that a site's update counts by, where the best one counts by 1"
+    )
     personal: tuple[str, ...] = Field((), description="patterns of tensor names that stay at the node, or 'bn'")
     finetune_after: int = Field(
         0,
@@ -411,6 +421,11 @@ class RunConfig(Section):
             )
         if "together" not in self.compare:
             raise ValueError("compare must name 'together': it is the model this project is about")
+        if self.federation.weighting == "contribution" and len(ids) < 3:
+            raise ValueError(
+                "federation.weighting contribution needs at least 3 sites: of two that differ none can say which is"
+                " wrong"
+            )
         return self
 
     @model_validator(mode="after")

@@ -230,6 +230,21 @@ class ExactMean:
         self._largest = largest
         self.total_weight += of
 
+    def without(self, values: Mapping[str, Array], weight: int, *, of: int | None = None) -> ExactMean:
+        """The same mean without one set of arrays that was added, as exact as if it had never been.
+
+        Args:
+            values, weight, of: as they were given to `add`.
+        """
+        rest = ExactMean()
+        added = ExactMean()
+        added.add(values, weight, of=of)
+        rest._high = {name: sums - added._high[name] for name, sums in self._high.items()}
+        rest._low = {name: sums - added._low[name] for name, sums in self._low.items()}
+        rest._largest = self._largest
+        rest.total_weight = self.total_weight - added.total_weight
+        return rest
+
     def _checked_magnitude(self, name: str, array: Array, weight: int) -> float:
         magnitude = float(np.abs(array).max()) if array.size else 0.0
         total = self._largest.get(name, 0.0) + (magnitude * 2.0**self._HIGH_BITS + 1) * weight

@@ -18,6 +18,7 @@ from manyeyes.report.nodes import summarise_nodes
 
 from .lanes import Lanes, fit_takes
 from .linear import TEMPLATE, Log, clients, hold, stepped, update_of
+from .linear_deployment import deployed
 
 ASYNC: dict[str, Any] = {"mode": "async", "buffer": 2, "weighting": "equal"}
 
@@ -308,3 +309,21 @@ def test_what_is_written_out_can_be_read_again() -> None:
     section = validate(FederationSection, ASYNC)
     assert section.late == "next_round"
     assert validate(FederationSection, section.model_dump(mode="json")) == section
+
+
+@pytest.mark.slow
+def test_over_flower_a_slow_node_holds_nobody_up_and_is_heard(tmp_path: Path) -> None:
+    with deployed(tmp_path) as deployment:
+        # Six seconds of training, however slow this machine is, are more than the others' halves of a second.
+        deployment.start_coordinator(rounds=12, min_nodes=2, mode="async", buffer=2, max_staleness=100)
+        for node, seconds in (("A", 0.5), ("B", 0.5), ("C", 6.0)):
+            deployment.start_node(node, seconds=seconds)
+        assert deployment.finish(seconds=180.0) == 0
+        merged = deployment.of("update_received")
+        stale = [event for event in merged if event["node"] == "C"]
+        assert stale
+        assert all(event.get("staleness", 0) >= 1 for event in stale)
+        assert "C" in {event["node"] for event in deployment.of("node_asked")}
+        assert not [event for event in deployment.of("update_refused") if event["round"] < 12]
+        assert [len([e for e in merged if e["round"] == number]) for number in range(1, 13)] == [2] * 12
+        assert {e["where"] for e in deployment.of("evaluated") if e["round"] == 12} == set("ABC")

@@ -199,6 +199,20 @@ def test_the_best_round_needs_validation_pictures(write_config: WriteConfig, sce
     assert not config.run_folder.exists()
 
 
+def test_sites_without_validation_pictures_cannot_judge(
+    write_config: WriteConfig, scenes: Path, tmp_path: Path
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "data.yaml").write_text(
+        f"path: {scenes / 'c_night'}\ntrain: images/train\ntest: images/test\nnames: [person, car]\n", encoding="utf-8"
+    )
+    sites = [{"node_id": node, "data": str(site)} for node in "ABC"]
+    config = load_config(write_config(sites=sites, federation={"weighting": "contribution"}))
+    with pytest.raises(ConfigError, match=r"federation\.weighting: contribution needs 2 sites with objects"):
+        launch(config, quiet=True)
+
+
 def test_sites_without_test_pictures_are_refused(write_config: WriteConfig, scenes: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     site.mkdir()

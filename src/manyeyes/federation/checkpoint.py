@@ -30,7 +30,7 @@ __all__ = [
     "save_checkpoint",
 ]
 
-_FORMAT = "manyeyes-checkpoint-2"
+_FORMAT = "manyeyes-checkpoint-3"
 _KEPT = 2
 _WEIGHTS = "weights/"
 _STRATEGY = "strategy/"
@@ -73,6 +73,7 @@ class RoundState:
         settings: what the result depends on, JSON-ready; a resume must find the same.
         last_merged: index of the last round in which an update of a node was merged, by node.
         best: the best weights so far; None where the last are kept or none has been tested.
+        contributions: score of each node whose worth was judged (`contribution.py`), by node.
     """
 
     weights: Weights
@@ -82,6 +83,7 @@ class RoundState:
     settings: Mapping[str, Any] = field(default_factory=dict)
     last_merged: Mapping[str, int] = field(default_factory=dict)
     best: Best | None = None
+    contributions: Mapping[str, float] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, state: RoundState) -> Path:
@@ -102,6 +104,7 @@ def save_checkpoint(folder: Path, state: RoundState) -> Path:
             "settings": dict(state.settings),
             "last_merged": dict(state.last_merged),
             "best": {"round": best.round, "score": best.score} if best else None,
+            "contributions": dict(state.contributions),
         }
     )
     metadata = {"format": _FORMAT, "about": about, "sha256": _digest(arrays, about)}
@@ -176,6 +179,7 @@ def read_checkpoint(path: Path) -> RoundState:
         values["settings"],
         values["last_merged"],
         best,
+        values["contributions"],
     )
 
 

@@ -193,12 +193,23 @@ class Experiment:
                 key="federation.keep",
                 cure="Give sites a `val` split, or keep the last round.",
             )
+        if self.config.federation.weighting == "contribution":
+            self._check_judges()
         expand_personal(self.config.federation.personal, self.learner.template.weights)
         self.learner.check_batch_fits(self.config.train, self.config.rows_at_once or 1)
         self._view_bytes()
         if not trust_labels:
             for site, data in self.sites.items():
                 self.learner.check_labels(site, data, self.imgsz)
+
+    def _check_judges(self) -> None:
+        judging = [site for site, data in self.sites.items() if any(len(s.class_id) for s in data.split("val"))]
+        if len(judging) < 2:
+            raise ConfigError(
+                f"contribution needs 2 sites with objects on validation pictures, and there are {len(judging)}",
+                key="federation.weighting",
+                cure="Give sites a `val` split, or set federation.weighting to equal.",
+            )
 
     def run(self, log: RunLog) -> None:
         """Train and test every row; what is finished is on disk and is not done again when resumed.
@@ -496,6 +507,8 @@ def _single(federation: FederationSection) -> FederationSection:
     update = {"strategy": FedAvgSection(), "fraction": 1.0, "min_nodes": 1, "personal": ()}
     update |= {"mode": "sync", "buffer": None, "deadline": None, "late": "drop"}
     update |= {"rounds": federation.rounds + federation.finetune_after, "finetune_after": 0}
+    if federation.weighting == "contribution":
+        update |= {"weighting": "equal"}
     return federation.model_copy(update=update)
 
 

@@ -26,7 +26,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -52,6 +52,8 @@ from manyeyes.federation.checkpoint import (
     save_checkpoint,
 )
 from manyeyes.federation.client import expand_personal
+from manyeyes.federation.contribution import judges, updated
+from manyeyes.federation.contribution import weights as worths
 from manyeyes.federation.joined import Joined
 from manyeyes.federation.ledger import Asked, Ledger
 from manyeyes.federation.membership import cohort_size, sample_cohort
@@ -221,6 +223,7 @@ class _Rounds:
         # Node → index of the round with whose weights it was last asked to train.
         self.asked_with: dict[str, int] = {}
         self.came_late: list[tuple[Asked, Reply]] = []
+        self.judges_updates = federation.weighting == "contribution"
         self.bytes_up = 0
         self.bytes_down = 0
         self.bytes_of: dict[str, dict[str, int]] = {}
@@ -262,17 +265,18 @@ class _Rounds:
         number = state.round + 1
         cohort = self._cohort(state.round)
         self.emit("round_started", round=number, cohort=list(cohort))
-        merge, merged = self._collect(state, cohort)
+        collected = self._collect(state, cohort)
         watch.lap("fit")
-        weights, strategy_state = self._step(state, merge)
+        weights, strategy_state = self._step(state, collected.merge)
         watch.lap("merge")
-        tested = number % self.evaluate.every == 0 or number == self.federation.rounds
-        score = self._evaluate(weights, number) if tested else None
-        best = self._better(state.best, weights, number, score)
+        due = number % self.evaluate.every == 0 or number == self.federation.rounds
+        tested = self._evaluate(weights, number) if due else _Tested({}, complete=False)
+        best = self._better(state.best, weights, number, tested.score)
+        contributions = self._judge(state, collected, tested)
         watch.lap("evaluate")
-        last_merged = {**state.last_merged, **merged}
+        last_merged = {**state.last_merged, **collected.merged}
         totals = self._totals(state, watch)
-        after = RoundState(weights, strategy_state, number, totals, state.settings, last_merged, best)
+        after = RoundState(weights, strategy_state, number, totals, state.settings, last_merged, best, contributions)
         save_checkpoint(self.folder, after)
         watch.lap("checkpoint")
         seconds = {**watch.laps, "total": round(watch.total(), 3)}
@@ -419,14 +423,11 @@ class _Rounds:
             reason = f"has not answered what it was asked in round {asked.round + 1}, and is asked anew"
             self.emit("warning", round=round + 1, node=asked.node_id, reason=reason)
 
-    def _collect(self, state: RoundState, cohort: Sequence[str]) -> tuple[Merge, dict[str, int]]:
-        """Ask the cohort to train and merge every good update as it arrives, also those that come from earlier rounds.
-
-        Returns also whose they were, with the index of the round each was made in.
-        """
+    def _collect(self, state: RoundState, cohort: Sequence[str]) -> _Collected:
+        """Ask the cohort to train and merge every good update as it arrives, those of earlier rounds, too."""
         section = self.federation
         merge = Merge(state.weights, section.weighting, section.staleness_exponent if self.merges_late else None)
-        merged: dict[str, int] = {}
+        collected = _Collected(merge)
         refused: dict[str, str] = {}
         absent = 0
         number = state.round + 1
@@ -440,7 +441,8 @@ class _Rounds:
             staleness = state.round - asked.round
             try:
                 update = self._read_update(reply, staleness, control)
-                merge.add(update, staleness)
+                worth = self._worth(state.contributions, reply.node_id)
+                merge.add(update, staleness, worth)
             except (ProtocolError, UpdateRefusedError) as error:
                 refused[reply.node_id] = str(error)
                 absent += reply.absent
@@ -448,7 +450,9 @@ class _Rounds:
                 kind = "update_late" if late else "update_refused"
                 self.emit(kind, round=number, node=reply.node_id, reason=str(error))
                 continue
-            merged[reply.node_id] = max(asked.round, merged.get(reply.node_id, 0))
+            collected.merged[reply.node_id] = max(asked.round, collected.merged.get(reply.node_id, 0))
+            if self.judges_updates:
+                collected.updates.append((reply.node_id, update, staleness, worth))
             self.emit(
                 "update_received",
                 round=number,
@@ -458,9 +462,51 @@ class _Rounds:
                 seconds=round(time.monotonic() - asked.at, 3),
                 metrics=update.metrics,
                 **({"staleness": staleness} if staleness else {}),
+                **({"weight": round(worth, 4)} if self.judges_updates else {}),
             )
         self._check_enough(merge.num_updates, absent, refused, number)
-        return merge, merged
+        return collected
+
+    def _worth(self, contributions: Mapping[str, float], node: str) -> float:
+        return worths(contributions, [node], floor=self.federation.contribution_floor)[node]
+
+    def _judge(self, state: RoundState, collected: _Collected, tested: _Tested) -> Mapping[str, float]:
+        """Scores of the nodes after a round: each tester tests the model without the update of one other."""
+        number = state.round + 1
+        if not self.judges_updates or len(collected.merged) < 2 or number == self.federation.rounds:
+            return state.contributions
+        pairs = judges(collected.merged, tested.scores, state.round)
+        judged = {judge: node for node, judge in pairs.items()}
+        plan = EvaluatePlan(split="val", imgsz=self._tested_at, round=number, personal=self.plan.personal)
+        records = {
+            judge: evaluate_request(self._without(state, collected, node), plan, self.form_hash)
+            for judge, node in judged.items()
+        }
+        gains: dict[str, float] = {}
+        for _, reply in self._ask(EVALUATE, records, state.round, name="without"):
+            try:
+                metrics = self._read_metrics(reply)
+            except (ProtocolError, UpdateRefusedError) as error:
+                reason = f"could not test the model without {judged[reply.node_id]}: {error}"
+                self.emit("warning", round=number, node=reply.node_id, reason=reason)
+                continue
+            gains[judged[reply.node_id]] = tested.scores[reply.node_id] - metrics.map50
+        section = self.federation
+        scores = updated(
+            state.contributions, gains, smoothing=section.contribution_smoothing, scale=section.contribution_scale
+        )
+        for node in sorted(gains):
+            fields = {"by": pairs[node], "gain": round(gains[node], 4), "weight": round(self._worth(scores, node), 4)}
+            self.emit("contribution", round=number, node=node, **fields)
+        return scores
+
+    def _without(self, state: RoundState, collected: _Collected, node: str) -> Weights:
+        """The round's model without a node's updates."""
+        rest = collected.merge
+        for other, update, staleness, worth in collected.updates:
+            if other == node:
+                rest = rest.without(update, staleness, worth)
+        return self._step(state, rest)[0]
 
     def _buffer_size(self) -> int:
         section = self.federation
@@ -523,17 +569,13 @@ class _Rounds:
             ) from error
         return weights, strategy_state
 
-    def _evaluate(self, weights: Weights, number: int) -> float | None:
-        """Ask every node to test the new global model on its validation pictures, and test it on those held out.
-
-        Returns the mean of mAP50 over the nodes that have validation pictures with objects; None if there is no such
-        node, or if a node gave no answer or was busy: means over other sites than in another round are not comparable.
-        """
+    def _evaluate(self, weights: Weights, number: int) -> _Tested:
+        """Ask every node to test the new global model on its validation pictures, and test it on those held out."""
         plan = EvaluatePlan(split="val", imgsz=self._tested_at, round=number, personal=self.plan.personal)
         record = evaluate_request(weights, plan, self.form_hash)
         nodes = self._nodes(max(number - 1, 0))
         records = dict.fromkeys(self._free(nodes, over=number == self.federation.rounds), record)
-        scores: list[float] = []
+        scores: dict[str, float] = {}
         answered = 0
         for _, reply in self._ask(EVALUATE, records, number - 1):
             try:
@@ -543,12 +585,12 @@ class _Rounds:
                 continue
             answered += 1
             if metrics.ap50:
-                scores.append(metrics.map50)
+                scores[reply.node_id] = metrics.map50
             self.emit("evaluated", round=number, where=reply.node_id, split="val", metrics=metrics.to_dict())
         if self.held_out:
             metrics = self.held_out(weights)
             self.emit("evaluated", round=number, where="mixed", split="val", metrics=metrics.to_dict())
-        return fmean(scores) if scores and answered == len(nodes) else None
+        return _Tested(scores, complete=answered == len(nodes))
 
     def _read_metrics(self, reply: Reply) -> Metrics:
         return read_metrics(_record_of(reply), self.template.weights, self.template.names)
@@ -561,15 +603,18 @@ class _Rounds:
         until: _Until | None = None,
         *,
         times: int = 1,
+        name: str | None = None,
     ) -> Iterator[tuple[Asked, Reply]]:
         """Every node's answer as it comes; a node that gave none until `times` deadlines yields the reason instead.
+
+        `name` tells requests apart that are of one kind and one round.
 
         Late updates of earlier rounds are yielded among the answers to FIT, if they are merged at all. Then the
         deadline is put off, too, for as long as there are not enough: an update that is welcome late is worth that.
         """
         until = until or _Until()
         ends = self._deadline(times)
-        self._send(kind, records, round)
+        self._send(kind, records, round, name)
         replies: list[Reply] = []
         over = None
         put_off, most = 0, self.federation.max_staleness if self.merges_late else 0
@@ -598,10 +643,9 @@ class _Rounds:
                 yield asked, Reply(asked.request_id, asked.node_id, None, error=over, absent=True)
             yield from self._in_time(replies, round)
 
-    def _send(self, kind: str, records: Mapping[str, Record], round: int) -> None:
-        requests = [
-            Request(f"{self.token}-{round + 1}-{kind}-{node}", node, kind, record) for node, record in records.items()
-        ]
+    def _send(self, kind: str, records: Mapping[str, Record], round: int, name: str | None = None) -> None:
+        prefix = f"{self.token}-{round + 1}-{name or kind}"
+        requests = [Request(f"{prefix}-{node}", node, kind, record) for node, record in records.items()]
         at = time.monotonic()
         self.ledger.ask(Asked(request.request_id, request.node_id, kind, round, at) for request in requests)
         if kind == FIT:
@@ -695,6 +739,10 @@ def settings_of(
     rounds = federation.model_dump(
         mode="json", include={"rounds", "fraction", "min_nodes", "strategy", "weighting", "personal", "keep"}
     )
+    if federation.weighting == "contribution":
+        rounds |= federation.model_dump(
+            mode="json", include={"contribution_smoothing", "contribution_scale", "contribution_floor"}
+        )
     if federation.mode == "async":
         rounds |= federation.model_dump(mode="json", include={"mode", "buffer", "staleness_exponent", "max_staleness"})
     if federation.finetune_after:
@@ -709,6 +757,40 @@ def settings_of(
     if federation.keep == "best":
         settings["evaluate"] = evaluate.model_dump(mode="json", include={"every", "imgsz"})
     return settings
+
+
+@dataclass(frozen=True, slots=True)
+class _Collected:
+    """The updates of a round.
+
+    Attributes:
+        merge: their running mean.
+        merged: whose they are, with the index of the round each was made in.
+        updates: node, update, staleness and worth of each, if their worth is judged; else empty, since the mean is all
+            that is needed and takes no more memory however many there are.
+    """
+
+    merge: Merge
+    merged: dict[str, int] = field(default_factory=dict)
+    updates: list[tuple[str, Update, int, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tested:
+    """How the nodes found a model.
+
+    Attributes:
+        scores: mAP50 by node, of those that have validation pictures with objects.
+        complete: whether every node gave an answer.
+    """
+
+    scores: Mapping[str, float]
+    complete: bool
+
+    @property
+    def score(self) -> float | None:
+        """Mean over the nodes; None if a node gave no answer: means over other sites are not comparable."""
+        return fmean(self.scores.values()) if self.scores and self.complete else None
 
 
 @dataclass(frozen=True, slots=True)

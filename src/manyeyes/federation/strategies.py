@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -240,9 +241,10 @@ _WEIGHTS: dict[str, Callable[[int], int]] = {
     "examples": lambda num_examples: num_examples,
     "equal": lambda num_examples: 1,
     "inverse_sqrt": lambda num_examples: round(2**20 / math.sqrt(num_examples)),
+    "contribution": lambda num_examples: 2**16,
 }
 # Parts of a weight that a stale update can lose. Powers of two: a round in which nobody is late has the same bits.
-_PARTS: dict[str, int] = {"examples": 2**6, "equal": 2**16, "inverse_sqrt": 1}
+_PARTS: dict[str, int] = {"examples": 2**6, "equal": 2**16, "inverse_sqrt": 1, "contribution": 1}
 
 
 class Merge:
@@ -253,7 +255,8 @@ class Merge:
         weighting: "examples" counts a site by its pictures (McMahan et al. 2017); "equal" counts every site the same,
             so that a small site which differs from the others is heard; "inverse_sqrt" counts a site by one divided by
             the root of its pictures: at equal epochs a small site takes fewer steps and comes less far, about by that
-            root where steps differ in direction, so all come equally far. BatchNorm's statistics are pooled alike.
+            root where steps differ in direction, so all come equally far; "contribution" counts a site by what its
+            updates were worth to the others (`contribution.py`). BatchNorm's statistics are pooled alike.
         staleness_exponent: a of the factor (1 + staleness)^-a by which an update counts that was made from the weights
             of an earlier round (Xie et al. 2019, arXiv:1903.03934; Nguyen et al. 2022, arXiv:2106.06639). As in both
             papers the others do not count more for it: for the part that is lost, the model stays as it is. None where
@@ -272,22 +275,19 @@ class Merge:
         self._counters: dict[str, Array] = {}
         self.num_updates = 0
 
-    def add(self, update: Update, staleness: int = 0) -> None:
+    def add(self, update: Update, staleness: int = 0, worth: float = 1.0) -> None:
         """Take in one update.
 
         Args:
             update: what a node returned.
             staleness: rounds that have passed since the one whose weights it was made from.
+            worth: with "contribution" what it counts by, in (0, 1].
 
         Raises:
             UpdateRefusedError: see `ExactMean.add`; nothing was taken in.
         """
-        deltas = {f"delta/{name}": array for name, array in update.delta.items()}
-        buffers = {f"buffer/{name}": array for name, array in moments(update.buffers, self._before).items()}
-        controls = {f"{_CONTROL}{name}": array for name, array in update.control.items()}
-        of = self._weight_of(update.num_examples) * self._parts
-        weight = max(1, round(of * (1 + staleness) ** -self._exponent))
-        self._mean.add({**deltas, **buffers, **controls}, weight, of=of)
+        weight, of = self._counted(update, staleness, worth)
+        self._mean.add(self._arrays(update), weight, of=of)
         self._merged_weight += weight
         for name, array in update.buffers.items():
             if array.dtype.kind != "f":
@@ -295,6 +295,25 @@ class Merge:
                 before = self._before.get(name, array)
                 self._counters[name] = np.maximum(self._counters.get(name, before), array)
         self.num_updates += 1
+
+    def without(self, update: Update, staleness: int = 0, worth: float = 1.0) -> Merge:
+        """What is left of it without one update that was added; counters, which do not average, stay as they are."""
+        weight, of = self._counted(update, staleness, worth)
+        rest = copy(self)
+        rest._mean = self._mean.without(self._arrays(update), weight, of=of)
+        rest._merged_weight -= weight
+        rest.num_updates -= 1
+        return rest
+
+    def _arrays(self, update: Update) -> dict[str, Array]:
+        deltas = {f"delta/{name}": array for name, array in update.delta.items()}
+        buffers = {f"buffer/{name}": array for name, array in moments(update.buffers, self._before).items()}
+        return {**deltas, **buffers, **{f"{_CONTROL}{name}": array for name, array in update.control.items()}}
+
+    def _counted(self, update: Update, staleness: int, worth: float) -> tuple[int, int]:
+        """What an update counts by, and what it would count by if it were not stale."""
+        of = max(1, round(self._weight_of(update.num_examples) * self._parts * worth))
+        return max(1, round(of * (1 + staleness) ** -self._exponent)), of
 
     def result(self) -> Mean:
         """What the updates come to; float32.

@@ -406,6 +406,11 @@ def _notes(events: Sequence[Event], summary: Summary, *, has_examples: bool) -> 
             "model they are made from, and counted less: by (1 + rounds late) to the power of minus "
             "federation.staleness_exponent."
         )
+    if judged := {str(e["node"]): float(e["weight"]) for e in events if e["event"] == "contribution"}:
+        weights = ", ".join(f"{node} {weight:.2f}" for node, weight in sorted(judged.items()))
+        notes.append(
+            f"Updates counted by what they were worth on the other sites' validation pictures; at the end: {weights}."
+        )
     for event in {e["node"]: e for e in events if e["event"] == "withdrawn"}.values():
         other = f" The run {event['rebuilt_as']} is held without it." if event["rebuilt_as"] else ""
         notes.append(f"{event['node']} was withdrawn; its updates of {len(event['rounds'])} rounds stay in it.{other}")

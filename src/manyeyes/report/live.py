@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_UPDATES = 0.25
 _LINES_SHOWN = 6
-_SILENT_LINES = frozenset({"progress", "round_started", "node_asked"})
+_SILENT_LINES = frozenset({"progress", "round_started", "node_asked", "contribution"})
 
 
 def total_loss(losses: Mapping[str, float]) -> float:

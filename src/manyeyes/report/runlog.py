@@ -10,10 +10,13 @@
     node_asked       round, node: asked while an asynchronous round is held, as soon as it came free
     epoch_finished   round, node, epoch, epochs, losses: {name: value}, images_per_second
     update_received  round, node, bytes, num_examples, seconds (since the node was asked), metrics: {name: value},
-                     staleness (rounds it came late; absent where it came in time)
+                     staleness (rounds it came late; absent where it came in time), weight (what it counts by, with
+                     federation.weighting contribution)
     update_late      round, node, reason: missed the deadline; its update is merged in the round in which it comes
     update_refused   round, node, reason
     evaluated        round, where ("A", …, "mixed"), split ("val", "test"), metrics (Metrics.to_dict())
+    contribution     round, node, by (who tested the model without its update), gain (mAP50 with it minus without it),
+                     weight (what its next update counts by, in (0, 1])
     round_finished   round, bytes_down, bytes_up, nodes: {node: {bytes_down, bytes_up}}, seconds: {fit, merge,
                      evaluate, checkpoint, total}
     finetuned        round, node, metrics: of its own model, on its validation pictures (federation.finetune_after)
