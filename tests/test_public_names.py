@@ -10,7 +10,7 @@ import pytest
 
 import manyeyes
 
-HEAVY = ("torch", "torchvision", "flwr", "ultralytics", "ray", "matplotlib")
+HEAVY = ("torch", "supervision", "torchvision", "flwr", "ultralytics", "ray", "matplotlib")
 LIGHT_MODULES = [
     "manyeyes",
     "manyeyes.config",
@@ -30,6 +30,7 @@ LIGHT_MODULES = [
     "manyeyes.federation.backup",
     "manyeyes.federation.hours",
     "manyeyes.federation.node_status",
+    "manyeyes.runtime.counting",
     "manyeyes.runtime.streams",
     "manyeyes.web.node",
 ]

@@ -173,6 +173,8 @@ def test_what_a_viewer_may_not_do_is_what_changes_something_for_others(guarded: 
         ("PUT", f"{API}/scene"),
         ("POST", f"{API}/streams"),
         ("DELETE", f"{API}/streams/{{name}}"),
+        ("PUT", f"{API}/streams/{{name}}/counting"),
+        ("POST", f"{API}/streams/{{name}}/counting/reset"),
         ("GET", f"{API}/tokens"),
         ("POST", f"{API}/tokens"),
         ("DELETE", f"{API}/tokens/{{name}}"),

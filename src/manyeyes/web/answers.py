@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from manyeyes.datasets.overlay import MarkedBox
 from manyeyes.registry import Entry
 from manyeyes.runtime.engine import Found
+from manyeyes.web.counting import CountingBody
 from manyeyes.web.history import Seen
 from manyeyes.web.jobs import Job
 from manyeyes.web.review import Kept, Reason, ReviewState
@@ -16,6 +17,7 @@ from manyeyes.web.review import Kept, Reason, ReviewState
 __all__ = [
     "AloneAnswer",
     "Box",
+    "CountingAnswer",
     "DeletedAnswer",
     "FederationAnswer",
     "FoundAnswer",
@@ -195,6 +197,33 @@ class ReviewAnswer(_Answer):
     def of(cls, kept: Kept) -> ReviewAnswer:
         """From what is kept."""
         return cls.model_validate(kept, from_attributes=True)
+
+
+class Crossed(_Answer):
+    """Objects of a class at a line."""
+
+    entered: int = Field(alias="in")
+    left: int = Field(alias="out")
+
+
+class Inside(Crossed):
+    """Objects of a class at a zone."""
+
+    now: int = Field(description="that are in it")
+
+
+class Counts(_Answer):
+    """What was counted: name → class → objects."""
+
+    lines: dict[str, dict[str, Crossed]]
+    zones: dict[str, dict[str, Inside]]
+
+
+class CountingAnswer(CountingBody):
+    """What is counted at a camera."""
+
+    counts: Counts
+    since: float | None = Field(description="when counting began, seconds since 1970; null where nothing is counted")
 
 
 class RoundAnswer(_Answer):

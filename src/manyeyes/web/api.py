@@ -41,6 +41,8 @@ from manyeyes.web.answers import (
 )
 from manyeyes.web.cameras import camera_of_network, checked_camera
 from manyeyes.web.control import add_federation_routes
+from manyeyes.web.counting import CountingBody
+from manyeyes.web.counting_routes import add_counting_routes
 from manyeyes.web.edge import Edge, Wanted
 from manyeyes.web.jobs import Job
 from manyeyes.web.jpeg import drawn
@@ -137,7 +139,7 @@ def edge_router(edge: Edge, status: NodeStatus | None = None) -> APIRouter:
         code: {"model": Problem} for code in (400, 401, 403, 404, 408, 409, 413, 415, 421, 422, 429, 500, 503, 507)
     }
     router = APIRouter(prefix=PREFIX, responses=refusals)
-    for add in (_detection, _jobs, _models, _streams, _history, add_review_routes, _login):
+    for add in (_detection, _jobs, _models, _streams, add_counting_routes, _history, add_review_routes, _login):
         add(router, edge)
     add_federation_routes(router, edge, status, edge.overlay)
     return router
@@ -405,9 +407,10 @@ def _streams(router: APIRouter, edge: Edge) -> None:
 
     @router.delete("/streams/{name}", status_code=204, dependencies=administrator)
     def remove_stream(name: Name) -> None:
-        """Watch it no more."""
+        """Watch it no more, and forget what was counted at it."""
         known(name)
         edge.streams.remove(name)
+        edge.counting.want(name, CountingBody())
 
     @router.get(
         "/streams/{name}/picture",

@@ -34,6 +34,7 @@ from manyeyes.runtime.streams import StreamResult, Streams
 from manyeyes.runtime.vision import MAX_IOU
 from manyeyes.web.access import Access, Door
 from manyeyes.web.answers import found_values
+from manyeyes.web.counting import StreamCounts
 from manyeyes.web.events import Events, State
 from manyeyes.web.history import History, Seen
 from manyeyes.web.jobs import Job, Jobs
@@ -100,6 +101,7 @@ class Edge(Door):
         self.overlay = Overlay(config.state / OVERLAY)
         self.review = Review(config.state / "review", self.overlay, config.review, self._second_engine())
         stack.callback(self.review.close)
+        self.counting = StreamCounts(config.state)
         limits = config.limits
         packed = ArchiveLimits(limits.zip_entries, limits.picture_bytes, limits.zip_unpacked, limits.zip_ratio)
         self.jobs = Jobs(config.state / "jobs", self._look_for_job, packed, limits.jobs)
@@ -167,7 +169,10 @@ class Edge(Door):
         return {
             "model": lambda: (host.changes, host.taken_back, host.scene, host.forced, registry.version),
             "jobs": lambda: tuple(self.jobs.all()),
-            "streams": lambda: tuple((stream.name, stream.state, stream.error) for stream in self.streams.status()),
+            "streams": lambda: (
+                self.counting.version,
+                *((stream.name, stream.state, stream.error) for stream in self.streams.status()),
+            ),
             "history": lambda: self.history.version,
             "review": lambda: self.review.version,
         }
@@ -205,7 +210,8 @@ class Edge(Door):
     def _seen_by_stream(self, result: StreamResult) -> None:
         found, source = result.found, f"stream {result.name}"
         self._remember(source, str(result.number), found.engine, found.detections.class_id, result.latency)
-        self.review.consider(found, source, str(result.number))
+        counted = self.counting.see(result)
+        self.review.consider(found, source, str(result.number), broken_track=counted is not None and counted.broken)
 
     def _remember(self, source: str, name: str, engine: Engine, class_ids: Iterable[int], seconds: float) -> None:
         kind, now = source.partition(" ")[0], time.time()

@@ -14,12 +14,15 @@ from typing import Any
 
 import anyio.to_thread
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from manyeyes.errors import DataError
+from manyeyes.errors import ConfigError, DataError
+from manyeyes.runtime.counting import ObjectCounter
 from manyeyes.runtime.engine import Found
 from manyeyes.web.access import Door, Role
 from manyeyes.web.answers import found_values
+from manyeyes.web.counting import CountingBody, counted_values
 from manyeyes.web.edge import Edge, Wanted
 from manyeyes.web.events import Events
 from manyeyes.web.jpeg import drawn, encoded
@@ -30,7 +33,7 @@ __all__ = ["events_router", "live_router"]
 _POLICY, _RESTARTS, _NOT_FOUND = 1008, 1012, 4404
 # How long to wait for a camera's next frame before looking whether the other side is still there, in seconds.
 _PATIENCE = 2.0
-_LONGEST_TEXT = 1000
+_LONGEST_TEXT = 50_000
 _sequence = itertools.count(1)
 
 
@@ -67,7 +70,8 @@ def live_router(edge: Edge) -> APIRouter:
     async def live(socket: WebSocket) -> None:
         """Each binary message is a picture; each answer JSON, with the number of its picture and how many were skipped.
 
-        A text message `{"min_score": 0.4, "max_iou": 0.6}` changes the lowest score and the overlap from then on.
+        A text message `{"min_score": 0.4, "max_iou": 0.6}` changes the lowest score and the overlap from then on;
+        `"counting": {"lines": …, "zones": …}` in it follows objects and counts them, null counts no more.
         """
         if role_of(edge, socket) is None:
             await socket.close(_POLICY, "needs a password or a token")
@@ -123,6 +127,8 @@ class _Newest:
         self.wanted = wanted
         self.number = self.skipped = 0
         self.left = False
+        self.counter: ObjectCounter | None = None
+        self.complaint: str | None = None
         self._frame: bytes | None = None
         self._there = asyncio.Event()
 
@@ -153,23 +159,36 @@ async def _read(socket: WebSocket, newest: _Newest) -> None:
             if message.get("bytes") is not None:
                 newest.put(message["bytes"])
             else:
-                newest.wanted = _wanted(message.get("text") or "", newest.wanted)
+                await _change(newest, message.get("text") or "")
     finally:
         newest.leave()
 
 
-def _wanted(text: str, before: Wanted) -> Wanted:
+async def _change(newest: _Newest, text: str) -> None:
+    """What a text message asks for; what cannot be understood changes nothing."""
     try:
         values = json.loads(text[:_LONGEST_TEXT])
     except (ValueError, RecursionError):
-        return before
+        return
     if not isinstance(values, dict):
-        return before
-    return replace(
+        return
+    before = newest.wanted
+    newest.wanted = replace(
         before,
         min_score=_number(values.get("min_score"), 0.01, 1, before.min_score),
         max_iou=_number(values.get("max_iou"), 0.1, 0.95, before.max_iou),
     )
+    if "counting" not in values:
+        return
+    try:
+        counting = CountingBody.model_validate(values["counting"] or {}).counting()
+        # The first takes a second to import what follows objects.
+        newest.counter = await anyio.to_thread.run_sync(ObjectCounter, counting) if counting else None
+        newest.complaint = None
+    except ValidationError as error:
+        newest.counter, newest.complaint = None, f"counting: {error.errors()[0]['msg']}"
+    except ConfigError as error:
+        newest.counter, newest.complaint = None, str(error)
 
 
 def _number(value: Any, low: float, high: float, before: float) -> float:
@@ -181,8 +200,11 @@ async def _answer(edge: Edge, socket: WebSocket, newest: _Newest, source: str) -
     while taken := await newest.take():
         number, frame = taken
         answer: dict[str, Any] = {"frame": number, "skipped": newest.skipped}
+        if newest.complaint:
+            answer["counting_error"] = newest.complaint
+        counted = partial(_counted, newest.counter)
         try:
-            answer |= await edge.look(frame, newest.wanted, source=source, name=str(number), then=found_values)
+            answer |= await edge.look(frame, newest.wanted, source=source, name=str(number), then=counted)
         except DataError as error:
             answer["error"] = str(error)
         except HTTPException as error:  # too many wait
@@ -190,10 +212,20 @@ async def _answer(edge: Edge, socket: WebSocket, newest: _Newest, source: str) -
         await socket.send_text(json.dumps(answer, ensure_ascii=False))
 
 
+def _counted(counter: ObjectCounter | None, found: Found, review: str | None) -> dict[str, Any]:
+    """The answer to a frame, with what it adds to the counts."""
+    counts = counter.update(found.detections, found.engine.names, found.size) if counter else None
+    return {**found_values(found, review), **counted_values(counts)}
+
+
 async def _until_left(socket: WebSocket) -> None:
     with contextlib.suppress(WebSocketDisconnect, RuntimeError):
         while (await socket.receive())["type"] != "websocket.disconnect":
             pass
+
+
+def _skipped(edge: Edge, name: str) -> int:
+    return next((stream.skipped for stream in edge.streams.status() if stream.name == name), 0)
 
 
 def _as_it_is(found: Found) -> bytes:
@@ -219,6 +251,7 @@ async def _show(
             continue
         after = result.number
         answer = {"frame": after, "time": result.time, **found_values(result.found)}
+        answer |= {"skipped": _skipped(edge, name), **counted_values(edge.counting.of_frame(name, after))}
         await socket.send_text(json.dumps(answer, ensure_ascii=False))
         if picture:
             await socket.send_bytes(await anyio.to_thread.run_sync(picture, result.found))
