@@ -17,7 +17,6 @@ export function Detections() {
           return (
             <li key={shape.id} data-dim={highlighted.value !== null && highlighted.value !== shape.name}>
               <button
-                aria-label={t.detection(shape.name, shape.score, x1, y1, x2 - x1, y2 - y1)}
                 aria-current={chosenBox.value === shape.id ? "true" : undefined}
                 data-hovered={hoveredBox.value === shape.id}
                 onMouseEnter={() => (hoveredBox.value = shape.id)}
@@ -31,7 +30,17 @@ export function Detections() {
                 <span class="detection-place">
                   {x2 - x1} × {y2 - y1}
                 </span>
-                <b>{shape.score?.toFixed(2) ?? "✓"}</b>
+                <span class="visually-hidden">{t.placedAt(x1, y1)}</span>
+                {shape.score === null ? (
+                  <b title={t.edited} aria-label={t.edited} role="img">
+                    ✓
+                  </b>
+                ) : (
+                  <b>
+                    <span class="visually-hidden">{t.confidence} </span>
+                    {shape.score.toFixed(2)}
+                  </b>
+                )}
               </button>
             </li>
           );

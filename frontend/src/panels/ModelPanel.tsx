@@ -27,7 +27,7 @@ export function ModelPanel() {
       <h2 id="model-title">{t.model}</h2>
       <select
         class="select"
-        aria-labelledby="model-title"
+        aria-label={t.model}
         value={hash}
         onChange={(event) => {
           const { value } = event.currentTarget;

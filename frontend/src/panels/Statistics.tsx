@@ -1,10 +1,12 @@
-import { counts, highlighted, selected, shapes, words } from "../state/store";
+import { chosenBox, counts, highlighted, hoveredBox, selected, shapes, words } from "../state/store";
 import { colourOf } from "../viewer/colours";
+import { label } from "../viewer/draw";
 
 /** How many objects of each class are shown; a click shows one class and dims the rest. */
 export function Statistics() {
   const t = words.value;
   const found = selected.value?.found;
+  const pointed = shapes.value.find((shape) => shape.id === (hoveredBox.value ?? chosenBox.value));
   const ids = new Map(shapes.value.map((shape) => [shape.name, shape.classId]));
   return (
     <section class="statistics" aria-label={t.statistics}>
@@ -25,7 +27,7 @@ export function Statistics() {
       </div>
       {found && (
         <span class="muted small facts">
-          {found.width} × {found.height} · {t.milliseconds(found.milliseconds)}
+          {pointed ? <b id="pointed">{label(pointed)}</b> : `${found.width} × ${found.height}`} · {t.milliseconds(found.milliseconds)}
         </span>
       )}
     </section>

@@ -1,5 +1,5 @@
 import type { ComponentChildren } from "preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 
 import { words } from "../state/store";
 import type { Levels } from "../viewer/levels";
@@ -41,7 +41,7 @@ export function Stage(props: Props) {
   const [brush, setBrush] = useState(0);
   const { picture, shapes, comparison = null, editing = null } = props;
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     const made = new Viewer(host.current!, {
       hover: (id) => latest.current.onHover?.(id),
       choose: (id) => latest.current.onChoose?.(id),
@@ -55,14 +55,14 @@ export function Stage(props: Props) {
   const classes = editing ?? [];
   const brushOf = (index: number): Brush => ({ name: classes[index] ?? classes[0] ?? "", classId: index });
   const isEditing = editing !== null;
-  useEffect(() => viewer.current?.setPicture(picture, props.stay), [picture]);
-  useEffect(() => viewer.current?.setShapes(shapes, comparison), [shapes, comparison]);
-  useEffect(() => viewer.current?.setEditing(isEditing ? brushOf(brush) : null), [isEditing, brush]);
-  useEffect(() => viewer.current?.setHighlight(props.highlighted ?? null), [props.highlighted]);
-  useEffect(() => viewer.current?.setHovered(props.hovered ?? null), [props.hovered]);
-  useEffect(() => viewer.current?.setChosen(props.chosen ?? null), [props.chosen]);
-  useEffect(() => viewer.current?.setLabels(props.labels), [props.labels]);
-  useEffect(() => viewer.current?.setDivider(props.divider ?? 0.5), [props.divider]);
+  useLayoutEffect(() => viewer.current?.setPicture(picture, props.stay), [picture]);
+  useLayoutEffect(() => viewer.current?.setShapes(shapes, comparison), [shapes, comparison]);
+  useLayoutEffect(() => viewer.current?.setEditing(isEditing ? brushOf(brush) : null), [isEditing, brush]);
+  useLayoutEffect(() => viewer.current?.setHighlight(props.highlighted ?? null), [props.highlighted]);
+  useLayoutEffect(() => viewer.current?.setHovered(props.hovered ?? null), [props.hovered]);
+  useLayoutEffect(() => viewer.current?.setChosen(props.chosen ?? null), [props.chosen]);
+  useLayoutEffect(() => viewer.current?.setLabels(props.labels), [props.labels]);
+  useLayoutEffect(() => viewer.current?.setDivider(props.divider ?? 0.5), [props.divider]);
 
   const relabel = (index: number) => {
     setBrush(index);

@@ -115,9 +115,7 @@ export const en = {
 
   // list of detections
   detections: "Objects",
-  detection: (name: string, score: number | null, x: number, y: number, width: number, height: number) =>
-    `${name}${score === null ? "" : `, confidence ${score.toFixed(2)}`}, ${width} by ${height} pixels at ${x}, ${y}`,
-  pixels: "px",
+  placedAt: (x: number, y: number) => `at ${x}, ${y}`,
   milliseconds: (ms: number) => `${Math.round(ms)} ms`,
 
   // help

@@ -109,9 +109,7 @@ export const zh: Dictionary = {
   nothingToExport: "还没有可导出的内容。",
 
   detections: "目标",
-  detection: (name, score, x, y, width, height) =>
-    `${name}${score === null ? "" : `，置信度 ${score.toFixed(2)}`}，${width} × ${height} 像素，位于 ${x}, ${y}`,
-  pixels: "像素",
+  placedAt: (x, y) => `位于 ${x}, ${y}`,
   milliseconds: (ms) => `${Math.round(ms)} 毫秒`,
 
   helpTitle: "键盘与鼠标",
