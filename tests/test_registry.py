@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manyeyes.errors import WeightsError
-from manyeyes.registry import Registry
+from manyeyes.registry import Made, Registry
 from manyeyes.runtime.model_file import file_hash
 
 
@@ -66,6 +66,27 @@ def test_adding_it_again_changes_nothing(registry: Registry, files: list[Path]) 
     before = registry.entries()
     assert registry.add(files[0], label="another") == next(entry for entry in before if entry.label == "a.onnx")
     assert registry.entries() == before
+
+
+def test_it_is_known_how_a_model_was_made(registry: Registry, files: list[Path], tmp_path: Path) -> None:
+    made = Registry(tmp_path / "others")
+    parent = made.add(files[0]).hash
+    made.add(files[1], label="streets, round 3", made=Made("streets", 3, 0.625, (parent,)))
+    child = Registry(tmp_path / "others").entries()[0]
+    assert (child.label, child.run, child.round, child.map50, child.parents) == (
+        "streets, round 3",
+        "streets",
+        3,
+        0.625,
+        (parent,),
+    )
+    # What an earlier version wrote says nothing of all this.
+    about = tmp_path / "others" / parent / "about.json"
+    values = {
+        key: value for key, value in json.loads(about.read_text()).items() if key not in ("run", "map50", "parents")
+    }
+    about.write_text(json.dumps(values))
+    assert made.entry(parent).run is None
 
 
 def test_the_model_is_a_copy(registry: Registry, files: list[Path], tmp_path: Path) -> None:

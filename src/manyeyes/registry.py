@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,7 +17,7 @@ from manyeyes.errors import ResourceError, WeightsError
 from manyeyes.runtime.model_file import ModelInfo, file_hash, parts_of
 from manyeyes.weights import write_atomically
 
-__all__ = ["MODELS", "Entry", "Registry"]
+__all__ = ["MODELS", "Entry", "Made", "Registry"]
 
 MODELS = "models"
 """Name of the registry's folder in the state folder of a server."""
@@ -40,6 +40,9 @@ class Entry:
         num_bytes: of its files.
         info: what its file says of itself.
         round: of the run it was made in; None where it was exported by hand.
+        run: name of that run.
+        map50: mean AP50 on this site's validation pictures when it came; None where it was not tested.
+        parents: hashes of the models here that it was made from.
     """
 
     hash: str
@@ -48,6 +51,19 @@ class Entry:
     num_bytes: int
     info: ModelInfo
     round: int | None = None
+    run: str | None = None
+    map50: float | None = None
+    parents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """How a model was made; see `Entry`."""
+
+    run: str
+    round: int
+    map50: float | None = None
+    parents: tuple[str, ...] = ()
 
 
 _ENTRY = TypeAdapter(Entry)
@@ -64,13 +80,13 @@ class Registry:
         self._folder = folder
         self._lock = threading.RLock()
 
-    def add(self, path: Path, *, label: str | None = None, round: int | None = None) -> Entry:
+    def add(self, path: Path, *, label: str | None = None, made: Made | None = None) -> Entry:
         """Copy an exported model in; one that is here already is only looked up.
 
         Args:
             path: an ONNX file or an OpenVINO folder.
             label: what people call it; default: its name.
-            round: of the run it was made in.
+            made: how, if a federation made it.
 
         Raises:
             WeightsError: it is missing, damaged, or no model of ours.
@@ -82,7 +98,9 @@ class Registry:
             if self._holds(name):
                 return self.entry(name)
             num_bytes = sum(part.stat().st_size for part in parts)
-            entry = Entry(name, label or path.name, time.time(), num_bytes, _info_of(path), round)
+            entry = Entry(name, label or path.name, time.time(), num_bytes, _info_of(path))
+            if made:
+                entry = replace(entry, **asdict(made))
             self._copy_in(path, entry)
         return entry
 

@@ -41,20 +41,25 @@ def test_the_first_is_used_and_a_worse_one_is_kept_but_not_used(
     base: Template, worse: Template, site: Dataset, tmp_path: Path
 ) -> None:
     registry = Registry(tmp_path)
-    assert take_candidate(base, site, registry, label="first, round 2", round=2, promote="no_worse")
+    assert take_candidate(base, site, registry, run="first", round=2, promote="no_worse")
     first = registry.used[0]
-    assert (registry.entry(first).label, registry.entry(first).round) == ("first, round 2", 2)
-    assert take_candidate(base, site, registry, label="first, round 2", round=2, promote="no_worse")
-    assert not take_candidate(worse, site, registry, label="first, round 4", round=4, promote="no_worse")
+    entry = registry.entry(first)
+    assert (entry.label, entry.run, entry.round, entry.parents) == ("first, round 2", "first", 2, ())
+    assert entry.map50
+    assert take_candidate(base, site, registry, run="first", round=2, promote="no_worse")
+    assert not take_candidate(worse, site, registry, run="first", round=4, promote="no_worse")
     assert registry.used == [first]
-    assert len(registry.entries()) == 2
-    assert take_candidate(worse, site, registry, label="first, round 4", round=4, promote="always")
+    later, _ = registry.entries()
+    assert (later.round, later.parents) == (4, (first,))
+    assert later.map50 is not None
+    assert later.map50 < entry.map50
+    assert take_candidate(worse, site, registry, run="first", round=4, promote="always")
     assert registry.used[1] == first
 
 
 def test_a_site_that_wants_none_by_itself_only_keeps_it(base: Template, site: Dataset, tmp_path: Path) -> None:
     registry = Registry(tmp_path)
-    assert not take_candidate(base, site, registry, label="x", round=1, promote="never")
+    assert not take_candidate(base, site, registry, run="x", round=1, promote="never")
     assert registry.used == []
     assert len(registry.entries()) == 1
 
@@ -63,9 +68,9 @@ def test_a_model_in_use_that_is_damaged_is_worse_than_any(
     base: Template, worse: Template, site: Dataset, tmp_path: Path
 ) -> None:
     registry = Registry(tmp_path)
-    take_candidate(base, site, registry, label="x", round=1, promote="always")
+    take_candidate(base, site, registry, run="x", round=1, promote="always")
     next(tmp_path.glob("*/model.onnx")).write_bytes(b"cut")
-    assert take_candidate(worse, site, registry, label="y", round=2, promote="no_worse")
+    assert take_candidate(worse, site, registry, run="y", round=2, promote="no_worse")
 
 
 def test_a_node_takes_only_what_its_authority_stands_for(base: Template, site: Dataset, tmp_path: Path) -> None:

@@ -202,6 +202,10 @@ def test_models_are_changed_and_given_back_without_a_lost_request(
     second = server.edge.registry.add(another_model).hash
     listed = server.client.get(f"{API}/models").json()
     assert [(model["hash"], model["in_use"]) for model in listed] == [(second, False), (first, True)]
+    assert [(model["origin"], model["promoted"], model["map50"]) for model in listed] == [
+        ("file", False, None),
+        ("file", True, None),
+    ]
     server.client.post(f"{API}/models/{second[:12]}/use").raise_for_status()
     assert server.client.post(f"{API}/detect", content=pictures[0].read_bytes()).json()["model"] == second
     server.client.post(f"{API}/models/roll-back").raise_for_status()

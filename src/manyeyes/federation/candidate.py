@@ -13,7 +13,7 @@ from manyeyes.federation.local_server import Promote
 from manyeyes.learners.export import export_model
 from manyeyes.learners.learner import Metrics, Template
 from manyeyes.learners.parity import measure
-from manyeyes.registry import Registry
+from manyeyes.registry import Made, Registry
 from manyeyes.runtime.openvino_network import OpenVinoNetwork
 
 __all__ = ["take_candidate"]
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 def take_candidate(
-    template: Template, data: Dataset, registry: Registry, *, label: str, round: int, promote: Promote
+    template: Template, data: Dataset, registry: Registry, *, run: str, round: int, promote: Promote
 ) -> bool:
     """Export a model that came, test it on the site's own pictures, and use it if it is no worse than what is used.
 
@@ -30,8 +30,8 @@ def take_candidate(
         template: the model with its weights.
         data: the site's pictures; tested on are those of "val", or else "test".
         registry: of the site's server; the model is added to it whether it is used or not.
-        label: what people call the model.
-        round: of the run it was made in.
+        run: that it was made in.
+        round: of that run.
         promote: "no_worse", "always" or "never".
 
     Returns:
@@ -43,7 +43,9 @@ def take_candidate(
     pictures = data if data.split("val") or data.split("test") else None
     with tempfile.TemporaryDirectory() as folder:
         exported = export_model(template, Path(folder) / "model.onnx", data=pictures)
-        entry = registry.add(exported.path, label=label, round=round)
+        map50 = exported.metrics[1].map50 if exported.metrics else None
+        made = Made(run, round, map50, _before(registry, run, round))
+        entry = registry.add(exported.path, label=f"{run}, round {round}", made=made)
     used = registry.used[:1]
     if used == [entry.hash]:
         return True
@@ -51,11 +53,17 @@ def take_candidate(
         return False
     if used and promote == "no_worse" and pictures and exported.metrics:
         new, old = _score(exported.metrics[1], data), _score(_of_used(registry, used[0], pictures), data)
-        _log.info("%s: mAP50-95 %.3f on this site's pictures, the model in use %.3f", label, new, old)
+        _log.info("%s: mAP50-95 %.3f on this site's pictures, the model in use %.3f", entry.label, new, old)
         if new < old:
             return False
     registry.use(entry.hash)
     return True
+
+
+def _before(registry: Registry, run: str, round: int) -> tuple[str, ...]:
+    """The model here that a run gave last before a round."""
+    earlier = [entry for entry in registry.entries() if entry.run == run and (entry.round or 0) < round]
+    return (max(earlier, key=lambda entry: entry.round or 0).hash,) if earlier else ()
 
 
 def _of_used(registry: Registry, name: str, pictures: Dataset) -> Metrics | None:

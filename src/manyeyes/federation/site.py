@@ -119,7 +119,7 @@ class Site:
             replace(template, weights=weights),
             data,
             Registry(self._server.state / MODELS),
-            label=f"{form.run}, round {plan.round}",
+            run=form.run,
             round=plan.round,
             promote=self._server.promote,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -118,12 +119,23 @@ class ModelAnswer(_Answer):
     imgsz: int = Field(description="long side in pixels it was trained at")
     precision: str
     round: int | None = Field(description="of the run it was made in")
+    origin: Literal["federation", "file"] = Field(description="file: somebody put it here, at this machine")
+    run: str | None = Field(description="of the federation")
+    map50: float | None = Field(description="mAP50 on this site's validation pictures when it came")
+    parents: list[str] = Field(description="hashes of the models here that it was made from")
+    promoted: bool = Field(description="whether it was ever put to use")
     in_use: bool
     night: bool = Field(description="whether it looks at night")
 
     @classmethod
-    def of(cls, entry: Entry, *, in_use: bool, night: bool) -> ModelAnswer:
-        """From the registry's entry."""
+    def of(cls, entry: Entry, used: Sequence[str], night: str | None) -> ModelAnswer:
+        """From the registry's entry.
+
+        Args:
+            entry: of the model.
+            used: hashes of the models that were put to use, the present one first.
+            night: hash of the model for the night.
+        """
         return cls(
             hash=entry.hash,
             label=entry.label,
@@ -133,8 +145,13 @@ class ModelAnswer(_Answer):
             imgsz=entry.info.imgsz,
             precision=entry.info.precision,
             round=entry.round,
-            in_use=in_use,
-            night=night,
+            origin="file" if entry.run is None else "federation",
+            run=entry.run,
+            map50=entry.map50,
+            parents=list(entry.parents),
+            promoted=entry.hash in used,
+            in_use=[entry.hash] == list(used[:1]),
+            night=entry.hash == night,
         )
 
 

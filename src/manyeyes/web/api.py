@@ -303,12 +303,8 @@ def _models(router: APIRouter, edge: Edge) -> None:
     viewer, administrator = [needs(edge, Role.viewer)], [needs(edge, Role.administrator)]
 
     def answers() -> list[ModelAnswer]:
-        used = edge.registry.used[:1]
-        night = edge.host.night
-        return [
-            ModelAnswer.of(entry, in_use=[entry.hash] == used, night=night is not None and night.model == entry.hash)
-            for entry in edge.registry.entries()
-        ]
+        used, night = edge.registry.used, edge.host.night.model if edge.host.night else None
+        return [ModelAnswer.of(entry, used, night) for entry in edge.registry.entries()]
 
     @router.get("/status", dependencies=viewer)
     def status(request: Request) -> StatusAnswer:
