@@ -24,7 +24,14 @@ export function ModelPanel() {
   };
   return (
     <section class="panel" aria-labelledby="model-title">
-      <h2 id="model-title">{t.model}</h2>
+      <div class="panel-head">
+        <h2 id="model-title">{t.model}</h2>
+        {mayChange.value && models.value.length > 1 && (
+          <button class="link" disabled={busy} onClick={() => void change(rollBack)}>
+            {t.rollBack}
+          </button>
+        )}
+      </div>
       <select
         class="select"
         aria-label={t.model}
@@ -58,17 +65,10 @@ export function ModelPanel() {
           </div>
         </dl>
       )}
-      {mayChange.value && models.value.length > 1 && (
-        <div class="buttons">
-          {hash !== modelInUse.value && (
-            <button class="button" disabled={busy} onClick={() => void change(() => putToUse(hash))}>
-              {t.putToUse}
-            </button>
-          )}
-          <button class="button" disabled={busy} onClick={() => void change(rollBack)}>
-            {t.rollBack}
-          </button>
-        </div>
+      {mayChange.value && hash !== modelInUse.value && (
+        <button class="button" disabled={busy} onClick={() => void change(() => putToUse(hash))}>
+          {t.putToUse}
+        </button>
       )}
       <label class="field">
         <span>{t.compareWith}</span>

@@ -85,8 +85,8 @@ export function Stage(props: Props) {
           <button class="tool" title={t.fit} aria-label={t.fit} disabled={!picture} onClick={() => viewer.current?.fit()}>
             <Icon name="fit" />
           </button>
-          <button class="tool wide" disabled={!picture} onClick={() => viewer.current?.actualSize()}>
-            {t.actualSize}
+          <button class="tool wide" title={t.actualSize} aria-label={`1:1 ${t.actualSize}`} disabled={!picture} onClick={() => viewer.current?.actualSize()}>
+            1:1
           </button>
         </div>
         {isEditing && (

@@ -1,6 +1,6 @@
 // What was found, as files: a picture with its boxes, JSON, CSV.
 
-import { drawBoxes, drawLabel, type Context } from "../viewer/draw";
+import { LINE, drawBoxes, drawLabel, type Context } from "../viewer/draw";
 import type { Levels } from "../viewer/levels";
 import type { Shape } from "../viewer/viewer";
 import { shapes, shapesOf, type Language } from "./store";
@@ -18,7 +18,7 @@ export async function picturePng(levels: Levels, boxes: readonly Shape[]): Promi
   const view = { scale: 1, x: 0, y: 0 };
   const grown = Math.max(Math.max(levels.width, levels.height) / USUAL_SIDE, 1);
   context.drawImage(levels.at(1), 0, 0);
-  drawBoxes(context, boxes, view, false, 2 * grown);
+  drawBoxes(context, boxes, view, false, LINE * grown);
   for (const shape of boxes) drawLabel(context, shape, view, levels, grown);
   return canvas.convertToBlob({ type: "image/png" });
 }

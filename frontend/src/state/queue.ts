@@ -91,9 +91,9 @@ export function clear(): void {
   publish();
 }
 
-/** Ask for the selected picture anew if it was looked at with other settings than the present ones. */
+/** Ask for the selected picture anew if it was asked for with other settings than the present ones. */
 export function refresh(): void {
-  const item = store.selected.value;
+  const item = all.get(store.selectedId.peek() ?? -1);
   if (item?.kind !== "picture" || item.state !== "done" || !item.open || isPresent(item.asked)) return;
   change(item.id, { state: "waiting" });
   waiting.unshift(item.id);
@@ -119,7 +119,7 @@ export async function takeOverJobs(): Promise<void> {
 }
 
 function present(): Asked {
-  return { maxIou: store.maxIou.value, model: store.chosenModel.value ?? store.modelInUse.value };
+  return { maxIou: store.maxIou.peek(), model: store.chosenModel.peek() ?? store.modelInUse.peek() };
 }
 
 function isPresent(asked: Asked | null): boolean {
@@ -169,14 +169,15 @@ async function look(item: Item): Promise<void> {
   const found = await tried(item, (file, onProgress) =>
     upload<Found>("/detect", file, item.name, { query, onProgress }),
   );
-  change(item.id, { state: "done", progress: 1, found, asked: { ...asked, model: found.model }, problem: null });
+  change(item.id, { state: "done", progress: 1, found, asked, problem: null });
   store.selectedId.value ??= item.id;
 }
 
 async function sendArchive(item: Item): Promise<void> {
-  const query = { min_score: store.LEAST_SCORE, max_iou: store.maxIou.value };
+  const asked = { maxIou: store.maxIou.peek(), model: store.modelInUse.peek() };
+  const query = { min_score: store.LEAST_SCORE, max_iou: asked.maxIou };
   const job = await tried(item, (file, onProgress) => upload<Job>("/jobs", file, item.name, { query, onProgress }));
-  change(item.id, { state: "looking", progress: 0, job });
+  change(item.id, { state: "looking", progress: 0, job, asked });
   void follow(item.id, job);
 }
 
@@ -231,7 +232,7 @@ async function unpack(id: number, job: Job): Promise<void> {
     const line = JSON.parse(text) as JobLine;
     const child = put({ name: line.file, kind: "picture", open: entries?.get(line.file) ?? null });
     if ("error" in line) change(child, { state: "failed", problem: new Problem(422, line.error) });
-    else change(child, { state: "done", progress: 1, found: line, asked: { maxIou: store.maxIou.value, model: line.model } });
+    else change(child, { state: "done", progress: 1, found: line, asked: archive.asked });
     if (!("error" in line)) store.selectedId.value ??= child;
   }
   const problem = job.state === "failed" ? new Problem(422, job.error ?? "") : null;

@@ -68,7 +68,7 @@ export const en = {
   zoomIn: "Zoom in",
   zoomOut: "Zoom out",
   fit: "Fit",
-  actualSize: "100 %",
+  actualSize: "Actual size",
   labels: "Labels",
   edit: "Edit boxes",
   undo: "Undo",

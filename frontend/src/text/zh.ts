@@ -65,7 +65,7 @@ export const zh: Dictionary = {
   zoomIn: "放大",
   zoomOut: "缩小",
   fit: "适应",
-  actualSize: "100 %",
+  actualSize: "原始大小",
   labels: "标签",
   edit: "编辑检测框",
   undo: "撤销",

@@ -4,7 +4,7 @@
 // changed. One transform leads from the picture's pixels to the screen's; all that is asked for is in picture pixels.
 
 import { colourOf } from "./colours";
-import { drawBoxes, drawChosen, drawDivider, drawFrame, drawLabel, drawPicture, drawShade } from "./draw";
+import { LINE, drawBoxes, drawChosen, drawDivider, drawFrame, drawLabel, drawShade } from "./draw";
 import { Edits } from "./edits";
 import {
   HANDLES,
@@ -26,6 +26,7 @@ import {
   type Xyxy,
 } from "./geometry";
 import type { Levels } from "./levels";
+import { Tiles } from "./tiles";
 
 /** A box as the viewer shows it. `id` tells it from the others of its picture. */
 export interface Shape {
@@ -66,6 +67,7 @@ type Drag =
   | { kind: "resize"; id: number; handle: Handle; last: Point; step: string };
 
 const MARGIN = 12;
+const USUAL_LETTER = 16;
 const NEAR = 6;
 const NEAR_TOUCH = 16;
 const WHEEL_STEP = 0.0015;
@@ -83,6 +85,7 @@ export class Viewer {
   private readonly leaving = new AbortController();
   private readonly fingers = new Map<number, Point>();
 
+  private readonly tiles = new Tiles();
   private levels: Levels | null = null;
   private shapes: readonly Shape[] = [];
   private comparison: Comparison | null = null;
@@ -95,6 +98,8 @@ export class Viewer {
   private brush: Brush = { name: "", classId: 0 };
 
   private stage: Size = { width: 1, height: 1 };
+  /** Lines and letters on the canvas are as many times as wide as the page's letters are larger than usual. */
+  private grown = 1;
   private view: Transform = { scale: 1, x: 0, y: 0 };
   private isFitted = true;
   private drag: Drag | null = null;
@@ -132,6 +137,7 @@ export class Viewer {
   setPicture(levels: Levels | null, stay = false): void {
     const same = stay && levels && levels.width === this.levels?.width && levels.height === this.levels.height;
     this.levels = levels;
+    this.tiles.clear();
     if (!same) {
       this.hover(null);
       this.choose(null);
@@ -317,6 +323,7 @@ export class Viewer {
     const { clientWidth: width, clientHeight: height } = this.host;
     const ratio = devicePixelRatio || 1;
     const middle = toPicture(this.middle, this.view);
+    this.grown = Math.max(parseFloat(getComputedStyle(document.documentElement).fontSize) / USUAL_LETTER, 1);
     this.stage = { width: Math.max(width, 1), height: Math.max(height, 1) };
     for (const canvas of [this.image, this.overlay]) {
       canvas.width = Math.round(this.stage.width * ratio);
@@ -342,7 +349,7 @@ export class Viewer {
   private draw(): void {
     if (this.stale.image) {
       const context = this.cleared(this.image);
-      if (this.levels) drawPicture(context, this.levels, this.view, this.stage, devicePixelRatio || 1);
+      if (this.levels) this.tiles.draw(context, this.levels, this.view, this.stage, devicePixelRatio || 1);
     }
     if (this.stale.overlay) this.drawOverlay(this.cleared(this.overlay));
     this.stale = { image: false, overlay: false };
@@ -361,7 +368,7 @@ export class Viewer {
     if (this.comparison) {
       this.drawSide(context, this.current, 0, this.dividerX);
       this.drawSide(context, this.comparison.shapes, this.dividerX, this.stage.width);
-      drawDivider(context, this.dividerX, this.comparison.names, this.stage);
+      drawDivider(context, this.dividerX, this.comparison.names, this.stage, this.grown);
     } else {
       this.drawSide(context, this.current, 0, this.stage.width);
     }
@@ -376,18 +383,19 @@ export class Viewer {
     context.beginPath();
     context.rect(left, 0, right - left, this.stage.height);
     context.clip();
+    const line = LINE * this.grown;
     const shown = this.highlighted === null ? shapes : shapes.filter((shape) => shape.name === this.highlighted);
     if (this.highlighted !== null) {
       drawShade(context, shown, this.view, this.stage);
-      drawBoxes(context, shapes.filter((shape) => shape.name !== this.highlighted), this.view, true);
+      drawBoxes(context, shapes.filter((shape) => shape.name !== this.highlighted), this.view, true, line);
     }
-    drawBoxes(context, shown, this.view);
-    if (this.labels) for (const shape of shown) drawLabel(context, shape, this.view, this.stage);
+    drawBoxes(context, shown, this.view, false, line);
+    if (this.labels) for (const shape of shown) drawLabel(context, shape, this.view, this.stage, this.grown);
     for (const id of new Set([this.chosen, this.hovered])) {
       const shape = shapes.find((one) => one.id === id);
       if (!shape) continue;
-      drawChosen(context, shape, this.view, this.edits !== null && id === this.chosen);
-      drawLabel(context, shape, this.view, this.stage);
+      drawChosen(context, shape, this.view, this.edits !== null && id === this.chosen, this.grown);
+      drawLabel(context, shape, this.view, this.stage, this.grown);
     }
     context.restore();
   }
