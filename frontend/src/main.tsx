@@ -4,6 +4,7 @@ import { render } from "preact";
 import { App } from "./app";
 import { watchKeys } from "./keys";
 import { watchDrops } from "./state/intake";
+import { watchReview } from "./state/review";
 import { watchSelection } from "./state/select";
 import { watchServer } from "./state/server";
 import { language, theme, view } from "./state/store";
@@ -12,6 +13,7 @@ import "./style/base.css";
 import "./style/controls.css";
 import "./style/layout.css";
 import "./style/viewer.css";
+import "./style/views.css";
 import { VIEWS } from "./views";
 
 function followAddress(): void {
@@ -31,5 +33,6 @@ addEventListener("hashchange", followAddress);
 watchKeys();
 watchDrops();
 watchSelection();
+watchReview();
 watchServer();
 render(<App />, document.getElementById("app")!);

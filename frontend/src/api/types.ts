@@ -20,3 +20,8 @@ export type Model = Schemas["ModelAnswer"] & {
 
 /** One line of a job's results. */
 export type JobLine = { file: string } & (Found | { error: string });
+
+export type Review = Schemas["ReviewAnswer"];
+export type Reason = Review["reasons"][number];
+export type MarkedBox = Schemas["MarkedBox"];
+export type Federation = Schemas["FederationAnswer"] | Schemas["AloneAnswer"];

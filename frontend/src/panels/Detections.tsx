@@ -1,10 +1,20 @@
+import type { ReadonlySignal } from "@preact/signals";
+
 import { chosenBox, highlighted, hoveredBox, shapes, words } from "../state/store";
 import { colourOf } from "../viewer/colours";
+import type { Shape } from "../viewer/viewer";
+
+interface Props {
+  /** Boxes of what is on the stage; those of the selected picture, if nothing is said. */
+  of?: ReadonlySignal<readonly Shape[]>;
+  /** A row was clicked, and its box chosen. */
+  onJump?(shape: Shape): void;
+}
 
 /** The boxes as a list: for screen readers, and to find one of many. */
-export function Detections() {
+export function Detections({ of = shapes, onJump }: Props) {
   const t = words.value;
-  const sorted = [...shapes.value].sort((a, b) => (b.score ?? 1) - (a.score ?? 1));
+  const sorted = [...of.value].sort((a, b) => (b.score ?? 1) - (a.score ?? 1));
   return (
     <section class="panel grow" aria-labelledby="detections-title">
       <div class="panel-head">
@@ -23,7 +33,10 @@ export function Detections() {
                 onMouseLeave={() => (hoveredBox.value = null)}
                 onFocus={() => (hoveredBox.value = shape.id)}
                 onBlur={() => (hoveredBox.value = null)}
-                onClick={() => (chosenBox.value = shape.id)}
+                onClick={() => {
+                  chosenBox.value = shape.id;
+                  onJump?.(shape);
+                }}
               >
                 <span class="swatch" style={{ background: colourOf(shape.classId) }} />
                 <span class="detection-name">{shape.name}</span>

@@ -25,9 +25,10 @@ export function Header() {
         manyeyes
       </span>
       <nav class="tabs" aria-label={t.mainNavigation}>
-        {VIEWS.map(({ id, name }) => (
+        {VIEWS.map(({ id, name, waiting }) => (
           <a key={id} href={`#${id}`} aria-current={view.value === id ? "page" : undefined}>
             {t[name]}
+            {waiting && waiting.value > 0 && <span class="count">{waiting.value}</span>}
           </a>
         ))}
       </nav>

@@ -41,8 +41,20 @@ export function Help() {
         [["←", "↑", "→", "↓"], t.keyMoveBox],
         [["Alt + ←", "↑", "→", "↓"], t.keySizeBox],
         [["1", "…", "9"], t.keyRelabel],
+        [["Tab"], t.keyTab],
+        [["C"], t.keyClassField],
+        [["Z"], t.keyEnlarge],
         [["Del"], t.keyDelete],
         [["Ctrl + Z", "Ctrl + Y"], t.keyUndo],
+      ],
+    },
+    {
+      title: t.review,
+      rows: [
+        [["J", "K"], t.keyNextPicture],
+        [["Enter"], t.reviewAdd],
+        [["X"], t.reviewDismiss],
+        [["U"], t.reviewTakeBack],
       ],
     },
     {

@@ -2,8 +2,9 @@ import { useMemo } from "preact/hooks";
 
 import { Icon } from "../parts/Icon";
 import { Stage } from "../parts/Stage";
-import { textOf } from "../state/notices";
+import { tell, textOf } from "../state/notices";
 import { retry } from "../state/queue";
+import { askForReview } from "../state/review";
 import { shownPicture } from "../state/select";
 import * as store from "../state/store";
 
@@ -46,6 +47,9 @@ export function PictureStage() {
               </button>
             </>
           )}
+          <button class="tool wide" title={t.reviewThisTitle} disabled={!canEdit || !item?.open} onClick={() => void askAboutIt().catch(tell)}>
+            {t.reviewThis}
+          </button>
           <button
             class="tool"
             title={`${t.labels} (L)`}
@@ -71,6 +75,11 @@ export function PictureStage() {
       <Empty />
     </Stage>
   );
+}
+
+async function askAboutIt(): Promise<void> {
+  const item = store.selected.value;
+  if (item?.open) await askForReview(await item.open(), item.name.split("/").pop() ?? item.name);
 }
 
 function discard(): void {

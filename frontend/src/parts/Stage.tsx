@@ -1,4 +1,4 @@
-import type { ComponentChildren } from "preact";
+import type { ComponentChildren, RefObject } from "preact";
 import { useLayoutEffect, useRef, useState } from "preact/hooks";
 
 import { words } from "../state/store";
@@ -24,6 +24,8 @@ interface Props {
   children?: ComponentChildren;
   /** Buttons at the end of the bar. */
   tools?: ComponentChildren;
+  /** Gets the viewer, for what only its owner asks of it. */
+  handle?: RefObject<Viewer | null>;
   onHover?(id: number | null): void;
   onChoose?(id: number | null): void;
   onDivide?(share: number): void;
@@ -35,6 +37,7 @@ export function Stage(props: Props) {
   const t = words.value;
   const host = useRef<HTMLDivElement>(null);
   const viewer = useRef<Viewer | null>(null);
+  const classField = useRef<HTMLSelectElement>(null);
   const latest = useRef(props);
   latest.current = props;
   const [scale, setScale] = useState(1);
@@ -63,6 +66,10 @@ export function Stage(props: Props) {
   useLayoutEffect(() => viewer.current?.setChosen(props.chosen ?? null), [props.chosen]);
   useLayoutEffect(() => viewer.current?.setLabels(props.labels), [props.labels]);
   useLayoutEffect(() => viewer.current?.setDivider(props.divider ?? 0.5), [props.divider]);
+
+  useLayoutEffect(() => {
+    if (props.handle) props.handle.current = viewer.current;
+  }, []);
 
   const relabel = (index: number) => {
     setBrush(index);
@@ -93,8 +100,16 @@ export function Stage(props: Props) {
           <div class="group">
             <select
               class="select"
+              ref={classField}
               aria-label={t.classOfBox}
+              title={`${t.classOfBox} (C)`}
               value={Math.max(chosenClass, 0)}
+              onKeyDown={(event) => {
+                if (event.key !== "Enter" && event.key !== "Escape") return;
+                event.preventDefault();
+                event.stopPropagation();
+                host.current?.focus();
+              }}
               onChange={(event) => relabel(Number(event.currentTarget.value))}
             >
               {classes.map((name, index) => (
@@ -129,6 +144,11 @@ export function Stage(props: Props) {
         hidden={!picture}
         data-editing={isEditing}
         onKeyDown={(event) => {
+          if (isEditing && event.key.toLowerCase() === "c" && !event.ctrlKey && !event.metaKey && !event.altKey) {
+            event.preventDefault();
+            classField.current?.focus();
+            return;
+          }
           const digit = /^[1-9]$/.test(event.key) ? Number(event.key) - 1 : -1;
           if (!isEditing || digit < 0 || digit >= classes.length || event.ctrlKey || event.metaKey || event.altKey) return;
           event.preventDefault();

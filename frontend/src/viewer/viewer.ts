@@ -258,14 +258,9 @@ export class Viewer {
     this.addBox({ x: middle.x - dx, y: middle.y - dy }, { x: middle.x + dx, y: middle.y + dy });
   }
 
-  /** Choose the next box, or with -1 the one before, from left to right. */
+  /** Choose the next box, or with -1 the one before, from left to right; after the last one comes the first. */
   chooseNext(by: 1 | -1): void {
-    const order = [...this.current].sort((a, b) => a.xyxy[0] - b.xyxy[0] || a.xyxy[1] - b.xyxy[1]);
-    if (!order.length) return;
-    const at = order.findIndex((shape) => shape.id === this.chosen);
-    const next = order[at < 0 ? (by > 0 ? 0 : order.length - 1) : (at + by + order.length) % order.length]!;
-    this.choose(next.id);
-    this.bringIntoSight(next.xyxy);
+    if (!this.chooseOn(by)) this.chooseOn(by);
   }
 
   // -- what is shown -------------------------------------------------------------------------------------------------
@@ -634,7 +629,11 @@ export class Viewer {
       case "[":
         this.chooseNext(-1);
         return true;
+      case "Tab":
+        return this.edits !== null && this.chooseOn(event.shiftKey ? -1 : 1);
       case "Enter":
+      case "z":
+      case "Z":
         return this.enlargeChosen();
       case "Escape":
         return this.escaped();
@@ -674,6 +673,16 @@ export class Viewer {
       else edits.move(id, dx * pixels, dy * pixels, "key");
     }, this.chosen);
     return true;
+  }
+
+  /** The next box, as `chooseNext`; after the last one none, and the key may leave the picture. */
+  private chooseOn(by: 1 | -1): boolean {
+    const order = [...this.current].sort((a, b) => a.xyxy[0] - b.xyxy[0] || a.xyxy[1] - b.xyxy[1]);
+    const at = order.findIndex((shape) => shape.id === this.chosen);
+    const next = order[at < 0 ? (by > 0 ? 0 : order.length - 1) : at + by] ?? null;
+    this.choose(next?.id ?? null);
+    if (next) this.bringIntoSight(next.xyxy);
+    return next !== null;
   }
 
   private enlargeChosen(): boolean {
