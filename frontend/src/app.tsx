@@ -1,3 +1,4 @@
+import { FederationView } from "./panels/FederationView";
 import { Header } from "./panels/Header";
 import { Help } from "./panels/Help";
 import { Login } from "./panels/Login";
@@ -24,10 +25,15 @@ function Content() {
   if (connection.value === "password") return <Login />;
   if (connection.value === "none") {
     return (
-      <div class="card">
-        <h1>{t.noModelTitle}</h1>
-        <p>{t.noModel}</p>
-      </div>
+      <>
+        <section class="sheet">
+          <div class="panel box">
+            <h1>{t.noModelTitle}</h1>
+            <p>{t.noModel}</p>
+          </div>
+        </section>
+        <FederationView />
+      </>
     );
   }
   // A server that was there once keeps its view while it is away.

@@ -3,6 +3,7 @@ import { render } from "preact";
 
 import { App } from "./app";
 import { watchKeys } from "./keys";
+import { watchFederation } from "./state/federation";
 import { watchDrops } from "./state/intake";
 import { watchReview } from "./state/review";
 import { watchSelection } from "./state/select";
@@ -34,5 +35,6 @@ watchKeys();
 watchDrops();
 watchSelection();
 watchReview();
+watchFederation();
 watchServer();
 render(<App />, document.getElementById("app")!);

@@ -4,6 +4,7 @@
 import type { ReadonlySignal } from "@preact/signals";
 import type { ComponentType } from "preact";
 
+import { FederationView } from "./panels/FederationView";
 import { PicturesView } from "./panels/PicturesView";
 import { ReviewView } from "./panels/ReviewView";
 import { openReviews } from "./state/review";
@@ -20,4 +21,5 @@ export interface View {
 export const VIEWS: readonly View[] = [
   { id: "pictures", name: "pictures", panel: PicturesView },
   { id: "review", name: "review", panel: ReviewView, waiting: openReviews },
+  { id: "federation", name: "federation", panel: FederationView },
 ];

@@ -25,3 +25,7 @@ export type Review = Schemas["ReviewAnswer"];
 export type Reason = Review["reasons"][number];
 export type MarkedBox = Schemas["MarkedBox"];
 export type Federation = Schemas["FederationAnswer"] | Schemas["AloneAnswer"];
+export type Member = Schemas["FederationAnswer"];
+export type Sent = Schemas["SentAnswer"];
+export type Seen = Schemas["HistoryAnswer"];
+export type Series = Schemas["SeriesAnswer"];

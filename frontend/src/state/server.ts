@@ -80,7 +80,10 @@ async function loadStatus(): Promise<void> {
     if (changed && before) tell(store.words.peek().modelChanged(store.modelName(now.model)));
   } catch (error) {
     const code = error instanceof Problem ? error.status : 0;
-    store.connection.value = code === 401 ? "password" : code === 404 ? "none" : "lost";
+    const now = code === 401 ? "password" : code === 404 ? "none" : "lost";
+    // A node without a model has news of its federation all the same.
+    if (now === "none" && store.connection.peek() !== "none") listen();
+    store.connection.value = now;
   }
 }
 

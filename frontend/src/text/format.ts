@@ -2,7 +2,7 @@
 
 import type { Language } from "../state/store";
 
-const LOCALES: Record<Language, string> = { en: "en-GB", zh: "zh-CN" };
+export const LOCALES: Record<Language, string> = { en: "en-GB", zh: "zh-CN" };
 const DAY = 86_400_000;
 
 /** A time in seconds since 1970: today's without its day. */
