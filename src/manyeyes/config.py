@@ -34,10 +34,12 @@ __all__ = [
     "FedAdamSection",
     "FedAvgMSection",
     "FedAvgSection",
+    "FedNovaSection",
     "FedProxSection",
     "FedYogiSection",
     "FederationSection",
     "ModelSection",
+    "NodeTrainSection",
     "RunConfig",
     "ScaffoldSection",
     "Section",
@@ -164,6 +166,33 @@ class TrainSection(Section):
         return self.optimizer_state == "kept" or (self.optimizer_state == "auto" and self.optimizer == "adamw")
 
 
+class NodeTrainSection(Section):
+    """What one node is asked for in place of the keys of `train`; what is left out stays as it is there."""
+
+    epochs: float | None = Field(None, gt=0, description="in place of train.epochs, and of train.steps")
+    steps: int | None = Field(None, ge=1, description="in place of train.steps, or of train.epochs")
+    batch: int | None = Field(None, ge=1)
+    accumulate: int | None = Field(None, ge=1)
+    imgsz: int | None = Field(None, ge=64, le=2048, multiple_of=32, description="side in pixels; tests keep theirs")
+
+    @model_validator(mode="after")
+    def _says_one_length(self) -> NodeTrainSection:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("epochs and steps are two ways to say how long a node trains: keep one")
+        return self
+
+    def applied_to(self, train: TrainSection) -> TrainSection:
+        """`train` with these keys in their place.
+
+        Raises:
+            ValueError: together they cannot be used, such as a batch that is not a multiple of its parts.
+        """
+        stated = self.model_dump(exclude_none=True)
+        if self.epochs is not None:
+            stated["steps"] = None
+        return TrainSection.model_validate({**train.model_dump(), **stated})
+
+
 class FedAvgSection(Section):
     """Weighted mean (McMahan et al. 2017)."""
 
@@ -206,6 +235,13 @@ class FedYogiSection(_AdaptiveSection):
     name: Literal["fedyogi"]
 
 
+class FedNovaSection(Section):
+    """Normalised averaging for sites that take different numbers of steps (Wang et al. 2020)."""
+
+    name: Literal["fednova"]
+    server_lr: float = Field(1.0, gt=0)
+
+
 class ScaffoldSection(Section):
     """Control variates against the drift of sites that differ (Karimireddy et al. 2020)."""
 
@@ -214,7 +250,13 @@ class ScaffoldSection(Section):
 
 
 StrategySection = Annotated[
-    FedAvgSection | FedProxSection | FedAvgMSection | FedAdamSection | FedYogiSection | ScaffoldSection,
+    FedAvgSection
+    | FedProxSection
+    | FedAvgMSection
+    | FedAdamSection
+    | FedYogiSection
+    | FedNovaSection
+    | ScaffoldSection,
     Discriminator("name"),
 ]
 
@@ -247,6 +289,10 @@ class FederationSection(Section):
     )
     contribution_floor: float = Field(
         0.05, gt=0, le=1, description="least that a site's update counts by, where the best one counts by 1"
+    )
+    per_node: dict[Annotated[str, Field(pattern=NODE_ID_PATTERN)], NodeTrainSection] = Field(
+        default_factory=dict,
+        description="node_id: what it is asked for in place of epochs, steps, batch, imgsz of train",
     )
     personal: tuple[str, ...] = Field((), description="patterns of tensor names that stay at the node, or 'bn'")
     finetune_after: int = Field(
@@ -365,11 +411,19 @@ def check_training_fits_rounds(train: TrainSection, federation: FederationSectio
     Raises:
         ValueError: says which and why.
     """
+    for node, own in federation.per_node.items():
+        try:
+            own.applied_to(train)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ValueError(f"federation.per_node.{node} does not go with train: {reason}") from error
     if federation.finetune_mix < 1 and train.batchnorm != "frozen":
         raise ValueError(
             "federation.finetune_mix below 1 needs train.batchnorm frozen: the mean of two models' statistics is not"
             " what the mean of the models would see"
         )
+    if isinstance(federation.strategy, FedNovaSection):
+        _check_steps_can_be_counted(train)
     if not isinstance(federation.strategy, ScaffoldSection):
         return
     if train.optimizer != "sgd":
@@ -386,6 +440,19 @@ def check_training_fits_rounds(train: TrainSection, federation: FederationSectio
         raise ValueError(
             "federation.strategy scaffold needs train.ema null: it reads the mean gradient off how far the weights"
             " moved, which their average does not tell"
+        )
+
+
+def _check_steps_can_be_counted(train: TrainSection) -> None:
+    if train.ema is not None:
+        raise ValueError(
+            "federation.strategy fednova needs train.ema null: it divides by how far the steps went, which an average"
+            " of the weights has not gone"
+        )
+    if train.optimizer == "sgd" and train.keeps_optimizer_state:
+        raise ValueError(
+            "federation.strategy fednova with sgd needs train.optimizer_state fresh: a momentum from earlier rounds"
+            " would move the weights by more than this round's steps"
         )
 
 
@@ -419,6 +486,8 @@ class RunConfig(Section):
                 f"federation.buffer is {self.federation.buffer}, but there are {len(ids)} sites: a site answers each"
                 " model once, so it would never be full"
             )
+        if unknown := sorted(self.federation.per_node.keys() - set(ids)):
+            raise ValueError(f"federation.per_node names {', '.join(unknown)}, which is not among the sites")
         if "together" not in self.compare:
             raise ValueError("compare must name 'together': it is the model this project is about")
         if self.federation.weighting == "contribution" and len(ids) < 3:
@@ -606,9 +675,9 @@ def _known_instead(loc: Sequence[int | str], root: type[Section]) -> str:
 def _known_keys(parents: Sequence[str], root: type[Section]) -> list[str]:
     section: type[BaseModel] = root
     for part in parents:
-        if part == "sites":
-            section = SiteSection
-        elif not part.isdecimal():
+        if part in ("sites", "per_node"):
+            section = SiteSection if part == "sites" else NodeTrainSection
+        elif not part.isdecimal() and section is not NodeTrainSection:
             section = type(section.model_fields[part].default)
     return sorted(section.model_fields)
 
@@ -622,5 +691,6 @@ _STRATEGIES: dict[str, type[Section]] = {
     "fedavgm": FedAvgMSection,
     "fedadam": FedAdamSection,
     "fedyogi": FedYogiSection,
+    "fednova": FedNovaSection,
     "scaffold": ScaffoldSection,
 }

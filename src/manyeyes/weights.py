@@ -120,6 +120,8 @@ class Update:
         num_examples: pictures it was trained on; its weight in the mean.
         metrics: what the node declares about the training (losses, images per second, seconds, …).
         control: change of the node's control variate by tensor, float32; empty unless the strategy is SCAFFOLD.
+        step_sum: distance that a constant gradient of one would have gone in this session, the sum of its learning
+            rates where there is no momentum; 0 where it is not told.
     """
 
     delta: Weights
@@ -127,6 +129,7 @@ class Update:
     num_examples: int
     metrics: dict[str, float] = field(default_factory=dict)
     control: Weights = field(default_factory=lambda: Weights({}))
+    step_sum: float = 0.0
 
 
 def subtract(after: Mapping[str, Array], before: Mapping[str, Array]) -> Weights:

@@ -88,6 +88,7 @@ class LinearLearner:
             num_examples=len(data.split("train")),
             metrics={"loss": float(np.square(self._predict(w, x) - y).mean())},
             control=control.change(delta, steps * plan.train.lr) if control else Weights({}),
+            step_sum=steps * plan.train.lr,
         )
 
     def evaluate(self, weights: Weights, data: Dataset, split: str, imgsz: int | None = None) -> Metrics:

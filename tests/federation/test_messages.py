@@ -105,6 +105,21 @@ def test_requests_and_replies_come_back_as_they_were(update: Update) -> None:
     assert read_metrics(over_the_wire(metrics_reply(metrics, HASH)), WEIGHTS, TEMPLATE.names) == metrics
 
 
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), 1e7, "far", True])
+def test_a_step_sum_that_nothing_can_be_divided_by_is_refused(update: Update, value: Any) -> None:
+    with pytest.raises(UpdateRefusedError, match="step_sum must be"):
+        read_update(with_value(update_reply(update, HASH), "step_sum", value), WEIGHTS, TRAINED, BUFFERS, step_sum=True)
+
+
+def test_a_step_sum_is_read_where_it_is_asked_for(update: Update) -> None:
+    record = over_the_wire(update_reply(update, HASH))
+    assert read_update(record, WEIGHTS, TRAINED, BUFFERS, step_sum=True).step_sum == update.step_sum > 0
+    assert read(record).step_sum == 0
+    without = Record(record.arrays, {key: value for key, value in record.values.items() if key != "step_sum"})
+    with pytest.raises(ProtocolError, match="lacks 'step_sum'"):
+        read_update(without, WEIGHTS, TRAINED, BUFFERS, step_sum=True)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [

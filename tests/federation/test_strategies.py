@@ -20,6 +20,7 @@ from manyeyes.federation.strategies import (
     FedAdam,
     FedAvg,
     FedAvgM,
+    FedNova,
     FedProx,
     FedYogi,
     Mean,
@@ -107,12 +108,44 @@ def test_fedavg_moves_by_the_mean_and_fedprox_asks_for_the_term() -> None:
         ({"name": "fedavgm", "server_momentum": 0.5}, FedAvgM(1.0, 0.5)),
         ({"name": "fedadam", "beta1": 0.8}, FedAdam(0.01, 0.8, 0.99, 0.001)),
         ({"name": "fedyogi", "tau": 0.1}, FedYogi(0.01, 0.9, 0.99, 0.1)),
+        ({"name": "fednova", "server_lr": 0.7}, FedNova(0.7)),
         ({"name": "scaffold", "server_lr": 0.7}, Scaffold(0.7)),
     ],
 )
 def test_sections_become_strategies(section: Any, strategy: Strategy) -> None:
     federation = FederationSection.model_validate({"strategy": section, "weighting": "equal"})
     assert build_strategy(federation.strategy) == strategy
+
+
+def test_fednova_follows_the_weighted_mean_of_gradients_however_many_steps_a_node_takes() -> None:
+    """Two quadratics ‖w − c_i‖² / 2; one node takes nine steps, the other one. Its optimum is the mean of the c_i."""
+    centres, steps, lr = [np.array([1.0, -2.0]), np.array([-3.0, 4.0])], [9, 1], 0.01
+    ends = {}
+    for strategy in (FedAvg(), FedNova()):
+        weights = Weights({"w": np.zeros(2)})
+        for _ in range(800):
+            merge = Merge(weights, "equal", normalises=strategy.normalises)
+            for centre, count in zip(centres, steps, strict=True):
+                after = weights["w"].astype(np.float64)
+                for _ in range(count):
+                    after = after - lr * (after - centre)
+                delta = Weights({"w": after - weights["w"]})
+                merge.add(Update(delta, Weights({}), 1, step_sum=lr * count))
+            weights, _ = strategy.step(weights, merge.result(), {})
+        ends[type(strategy)] = weights["w"]
+    np.testing.assert_allclose(ends[FedNova], [-1.0, 1.0], atol=0.1)
+    assert np.abs(ends[FedAvg] - [-1.0, 1.0]).max() > 1
+
+
+def test_fednova_is_fedavg_where_all_take_the_same_steps_and_loses_for_staleness_what_fedavg_loses() -> None:
+    deltas = [np.array([1.0, -2.0]), np.array([3.0, 0.5]), np.array([-1.0, 4.0])]
+    results = []
+    for normalises in (False, True):
+        merge = Merge(Weights({"w": np.zeros(2)}), "equal", 0.5, normalises=normalises)
+        for staleness, delta in enumerate(deltas):
+            merge.add(Update(Weights({"w": delta}), Weights({}), 1, step_sum=0.25), staleness)
+        results.append(merge.result().delta["w"])
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-6)
 
 
 def test_scaffold_moves_its_control_variate_by_the_share_of_nodes_that_answered() -> None:

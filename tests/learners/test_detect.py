@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from manyeyes.learners.average_precision import box_iou
 from manyeyes.learners.detector import MAX_DETECTIONS, DetectorLearner
 from manyeyes.learners.learner import Template
 from manyeyes.learners.pictures import PictureCache, read_picture, resize_long_side
+from manyeyes.runtime.vision import decode
 
 from .conftest import small_plan
 
@@ -36,6 +38,29 @@ def assert_same_finds(a: Detections, b: Detections, pixels: float = 0.05, score:
 
 
 @pytest.mark.shared
+@pytest.mark.parametrize("kind", ["8 bits", "16 bits", "16 bits, three channels", "16 bits, TIFF"])
+def test_a_grey_or_infrared_picture_is_seen_in_three_channels_with_its_whole_contrast(
+    tmp_path: Path, kind: str
+) -> None:
+    ramp = np.linspace(0, 1, 64)[None].repeat(48, axis=0)
+    made: dict[str, tuple[str, Any]] = {
+        "8 bits": ("png", (255 * ramp).astype(np.uint8)),
+        # A scene of a few degrees, as a camera of 14 bits writes it.
+        "16 bits": ("png", (7200 + 300 * ramp).astype(np.uint16)),
+        "16 bits, three channels": ("png", (7200 + 300 * ramp).astype(np.uint16)[:, :, None].repeat(3, axis=2)),
+        "16 bits, TIFF": ("tiff", (7200 + 300 * ramp).astype(np.uint16)),
+    }
+    suffix, values = made[kind]
+    path = tmp_path / f"x.{suffix}"
+    assert cv2.imwrite(str(path), values)
+    picture = read_picture(path)
+    assert (picture.shape, picture.dtype) == ((48, 64, 3), np.uint8)
+    assert (picture.min(), picture.max()) == (0, 255)
+    assert (np.diff(picture[0, :, 0].astype(int)) >= 0).all()
+    np.testing.assert_array_equal(picture[..., 0], picture[..., 2])
+    np.testing.assert_array_equal(decode(path.read_bytes()).picture, picture)
+
+
 def test_a_picture_gives_the_same_boxes_alone_and_in_company(
     official: Template, official_learner: DetectorLearner, streets: Dataset
 ) -> None:

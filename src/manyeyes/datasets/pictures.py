@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from manyeyes.datasets.sample import Reporter
@@ -17,12 +20,15 @@ __all__ = [
     "picture_size",
     "readable_size",
     "shown_size",
+    "to_eight_bits",
 ]
 
 PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 PICTURE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 _EXIF_ORIENTATION = 0x0112
+# Of the values of a picture; what is hotter or colder than nearly all of it does not decide how the rest is seen.
+_DARKEST, _BRIGHTEST = 0.5, 99.5
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 
 
@@ -69,6 +75,26 @@ def _orientation(image: Image.Image) -> int:
         return 1
     value = exif.get(_EXIF_ORIENTATION, 1)
     return value if isinstance(value, int) else 1
+
+
+def to_eight_bits(picture: NDArray[Any]) -> NDArray[np.uint8]:
+    """A picture with 256 values; one that has them already stays as it is.
+
+    Infrared and other measuring cameras write 16 bits, of which a scene fills a narrow part: to divide by 256 would
+    leave a grey area. The values that half a percent of it is below, and above, become 0 and 255, as in
+    the displays of such cameras.
+
+    Args:
+        picture: (h, w) or (h, w, channels), whole numbers; channels are stretched alike. One without any contrast is
+            divided.
+    """
+    if picture.dtype == np.uint8:
+        return np.asarray(picture, dtype=np.uint8)
+    low, high = np.percentile(picture, (_DARKEST, _BRIGHTEST))
+    if low == high:
+        low, high = 0, np.iinfo(picture.dtype).max
+    scaled = (picture - np.float64(low)) * (255 / (high - low))
+    return np.asarray(scaled.clip(0, 255).round(), dtype=np.uint8)
 
 
 def readable_size(path: Path, report: Reporter) -> tuple[int, int] | None:

@@ -151,6 +151,7 @@ class Client:
             update.num_examples,
             {"seconds": seconds, **update.metrics},
             update.control,
+            update.step_sum if plan.tell_step_sum else 0.0,
         )
         if control:
             self._keep_control(control, shared, plan)

@@ -29,6 +29,7 @@ from manyeyes.federation.local import LocalTransport
 from manyeyes.federation.rounds import RowResult, never, run_rounds
 from manyeyes.federation.side_by_side import Job, run_side_by_side
 from manyeyes.learners.learner import FitPlan, Learner, Metrics, Progress
+from manyeyes.learners.pictures import read_picture
 from manyeyes.learners.training import cores
 from manyeyes.report.provenance import provenance
 from manyeyes.report.runlog import FINETUNED, Emit, RunLog
@@ -196,7 +197,9 @@ class Experiment:
         if self.config.federation.weighting == "contribution":
             self._check_judges()
         expand_personal(self.config.federation.personal, self.learner.template.weights)
-        self.learner.check_batch_fits(self.config.train, self.config.rows_at_once or 1)
+        plans = [own.applied_to(self.config.train) for own in self.config.federation.per_node.values()]
+        for train in (self.config.train, *plans):
+            self.learner.check_batch_fits(train, self.config.rows_at_once or 1)
         self._view_bytes()
         if not trust_labels:
             for site, data in self.sites.items():
@@ -528,9 +531,7 @@ def _describe_site(site: str, data: Dataset) -> dict[str, Any]:
 
 def _write_small(sample: Sample, path: Path, side: int = 640) -> float:
     """Write a copy of at most `side` pixels; returns the scale."""
-    picture = cv2.imread(str(sample.image), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise DataError("cannot be decoded any more", file=sample.image)
+    picture = read_picture(sample.image)
     scale = float(min(1.0, side / max(picture.shape[:2])))
     size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
     done, data = cv2.imencode(".jpg", cv2.resize(picture, size, interpolation=cv2.INTER_AREA))

@@ -3,8 +3,8 @@
     fit request       arrays: the global weights by name,         values: protocol, template, plan (FitPlan)
                               "control/<name>" (SCAFFOLD only)
     evaluate request  arrays: the global weights by name          values: protocol, template, plan (EvaluatePlan)
-    update            arrays: "delta/<name>", "buffer/<name>",    values: protocol, template, num_examples, metrics
-                              "control/<name>" (SCAFFOLD only)
+    update            arrays: "delta/<name>", "buffer/<name>",    values: protocol, template, num_examples, metrics,
+                              "control/<name>" (SCAFFOLD only)            step_sum (FedNova only)
     publish request   arrays: the global weights by name          values: protocol, template, plan (PublishPlan)
     metrics           no arrays                                   values: protocol, template, metrics (Metrics)
     published         no arrays                                   values: protocol, template, used
@@ -55,7 +55,7 @@ __all__ = [
     "update_reply",
 ]
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 FIT = "fit"
 EVALUATE = "evaluate"
 PUBLISH = "publish"
@@ -65,6 +65,7 @@ _BUFFER = "buffer/"
 _CONTROL = "control/"
 _MAX_EXAMPLES = 2**24
 _MAX_METRICS = 64
+_MAX_STEP_SUM = 1e6
 _MAX_NAME = 200
 # Names, shapes and metrics beside the numbers of an update.
 _MAX_HEADER = 2**20
@@ -191,7 +192,9 @@ def update_reply(update: Update, template_hash: str) -> Record:
     arrays = {f"{_DELTA}{name}": array for name, array in update.delta.items()}
     arrays |= {f"{_BUFFER}{name}": array for name, array in update.buffers.items()}
     arrays |= {f"{_CONTROL}{name}": array for name, array in update.control.items()}
-    values = {"num_examples": update.num_examples, "metrics": dict(update.metrics)}
+    values: dict[str, Any] = {"num_examples": update.num_examples, "metrics": dict(update.metrics)}
+    if update.step_sum:
+        values["step_sum"] = update.step_sum
     return Record(arrays, {**_header(template_hash), **values})
 
 
@@ -201,6 +204,8 @@ def read_update(
     delta_names: Collection[str],
     buffer_names: Collection[str],
     control_names: Collection[str] = (),
+    *,
+    step_sum: bool = False,
 ) -> Update:
     """The inverse of `update_reply`, at the server.
 
@@ -210,11 +215,13 @@ def read_update(
         delta_names: exactly the trained tensors the update must hold.
         buffer_names: exactly the buffers it must hold.
         control_names: exactly the tensors whose control variates' change it must hold.
+        step_sum: whether it must tell its step sum.
 
     Raises:
         ProtocolError: another protocol version or form of model, or a value that is missing.
         UpdateRefusedError: a tensor too many or too few, of another shape or type, or not finite; a negative variance;
-            num_examples that is not a whole number in [1, 2^24); metrics that are not at most 64 finite numbers.
+            num_examples that is not a whole number in [1, 2^24); metrics that are not at most 64 finite numbers; a step
+            sum that is not in (0, 10^6].
     """
     _check_header(record, template)
     delta = _with_prefix(record, _DELTA)
@@ -228,7 +235,8 @@ def read_update(
     _check_variances(buffers)
     metrics = _read_numbers(_value(record, "metrics"))
     num_examples = _read_num_examples(_value(record, "num_examples"))
-    return Update(Weights(delta), Weights(buffers), num_examples, metrics, Weights(control))
+    sum_of_steps = _read_step_sum(record) if step_sum else 0.0
+    return Update(Weights(delta), Weights(buffers), num_examples, metrics, Weights(control), sum_of_steps)
 
 
 def longest_answer(template: Weights) -> int:
@@ -342,6 +350,13 @@ def _read_num_examples(value: Any) -> int:
     if type(value) is not int or not 0 < value < _MAX_EXAMPLES:
         raise UpdateRefusedError(f"num_examples must be a whole number from 1 and below 2^24, got {value!r}")
     return value
+
+
+def _read_step_sum(record: Record) -> float:
+    value = _value(record, "step_sum")
+    if not _is_number(value) or not 0 < value <= _MAX_STEP_SUM:
+        raise UpdateRefusedError(f"step_sum must be a number in (0, {_MAX_STEP_SUM:g}], got {str(value)[:40]}")
+    return float(value)
 
 
 def _read_numbers(metrics: Any) -> dict[str, float]:

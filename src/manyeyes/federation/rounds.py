@@ -304,11 +304,16 @@ class _Rounds:
         self._stop_if_asked(state.round)
         watch, number = _Stopwatch(), self.federation.rounds + 1
         nodes = self._free(self._nodes(state.round), over=True)
-        plan = self.plan.model_copy(update={"train": self._own_training(), "round": state.round, "rounds": number})
+        plan = self.plan.model_copy(update={"round": state.round, "rounds": number})
         own = {"finetune": True, "mix": self.federation.finetune_mix, "kept": kept, "proximal_mu": 0.0}
-        plan = plan.model_copy(update=own)
+        plan = plan.model_copy(update={**own, "tell_step_sum": False})
         requests = {
-            node: fit_request(weights, plan.model_copy(update={"node_id": node}), self.form_hash) for node in nodes
+            node: fit_request(
+                weights,
+                plan.model_copy(update={"node_id": node, "train": self._own_training(node)}),
+                self.form_hash,
+            )
+            for node in nodes
         }
         done = []
         for asked, reply in self._ask(FIT, requests, state.round, times=self.federation.finetune_after):
@@ -336,9 +341,13 @@ class _Rounds:
                 continue
             self.emit("finetuned", round=number, node=reply.node_id, metrics=metrics.to_dict())
 
-    def _own_training(self) -> TrainSection:
+    def _training_of(self, node: str) -> TrainSection:
+        own = self.federation.per_node.get(node)
+        return own.applied_to(self.plan.train) if own else self.plan.train
+
+    def _own_training(self, node: str) -> TrainSection:
         """As long as so many rounds."""
-        train, times = self.plan.train, self.federation.finetune_after
+        train, times = self._training_of(node), self.federation.finetune_after
         length = {"steps": times * train.steps} if train.steps else {"epochs": times * train.epochs}
         # The views that are kept are those of the rounds.
         changed = {"lr": train.lr * self.federation.finetune_lr, "cache_views": 0}
@@ -426,7 +435,8 @@ class _Rounds:
     def _collect(self, state: RoundState, cohort: Sequence[str]) -> _Collected:
         """Ask the cohort to train and merge every good update as it arrives, those of earlier rounds, too."""
         section = self.federation
-        merge = Merge(state.weights, section.weighting, section.staleness_exponent if self.merges_late else None)
+        exponent = section.staleness_exponent if self.merges_late else None
+        merge = Merge(state.weights, section.weighting, exponent, normalises=self.strategy.normalises)
         collected = _Collected(merge)
         refused: dict[str, str] = {}
         absent = 0
@@ -525,7 +535,12 @@ class _Rounds:
         if staleness > most:
             raise UpdateRefusedError(f"came {staleness} rounds late, and at most {most} are merged (max_staleness)")
         return read_update(
-            _record_of(reply), self.template.weights, self.delta_names, self.buffer_names, control.keys()
+            _record_of(reply),
+            self.template.weights,
+            self.delta_names,
+            self.buffer_names,
+            control.keys(),
+            step_sum=self.plan.tell_step_sum,
         )
 
     def _control(self, state: RoundState) -> Weights:
@@ -537,7 +552,14 @@ class _Rounds:
     def _fit_requests(self, state: RoundState, cohort: Sequence[str], control: Weights) -> dict[str, Record]:
         kept = state.best.round if state.best else None
         plan = self.plan.model_copy(update={"round": state.round, "kept": kept})
-        of_node = {node: {"node_id": node, "last_merged": state.last_merged.get(node, -1)} for node in cohort}
+        of_node = {
+            node: {
+                "node_id": node,
+                "train": self._training_of(node),
+                "last_merged": state.last_merged.get(node, -1),
+            }
+            for node in cohort
+        }
         return {
             node: fit_request(state.weights, plan.model_copy(update=update), self.form_hash, control)
             for node, update in of_node.items()
@@ -739,6 +761,8 @@ def settings_of(
     rounds = federation.model_dump(
         mode="json", include={"rounds", "fraction", "min_nodes", "strategy", "weighting", "personal", "keep"}
     )
+    if federation.per_node:
+        rounds |= federation.model_dump(mode="json", include={"per_node"}, exclude_none=True)
     if federation.weighting == "contribution":
         rounds |= federation.model_dump(
             mode="json", include={"contribution_smoothing", "contribution_scale", "contribution_floor"}

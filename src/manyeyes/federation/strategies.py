@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from manyeyes.config import (
     FedAdamSection,
     FedAvgMSection,
     FedAvgSection,
+    FedNovaSection,
     FedProxSection,
     FedYogiSection,
     ScaffoldSection,
@@ -38,6 +39,7 @@ __all__ = [
     "FedAdam",
     "FedAvg",
     "FedAvgM",
+    "FedNova",
     "FedProx",
     "FedYogi",
     "Mean",
@@ -52,6 +54,7 @@ Array = NDArray[Any]
 State = Mapping[str, Array]
 
 _CONTROL = "control/"
+_STEP_SUM = "step_sum"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +75,14 @@ class Mean:
 
 
 class Strategy(ABC):
-    """Asks and steps."""
+    """Asks and steps.
+
+    Attributes:
+        normalises: whether each delta is divided by its step sum before the mean is taken.
+    """
 
     __slots__ = ()
+    normalises: ClassVar[bool] = False
 
     def plan(self, plan: FitPlan) -> FitPlan:
         """What the nodes are asked to do, given what every strategy would ask; by default nothing beyond it."""
@@ -195,6 +203,31 @@ class FedYogi(Strategy):
 
 
 @dataclass(frozen=True, slots=True)
+class FedNova(Strategy):
+    """Normalised averaging for nodes that take different numbers of steps (Wang et al. 2020, arXiv:2007.07481).
+
+    With p_i the weights and S_i how far a constant gradient of one would have gone at node i,
+
+        w ← w + η (Σ p_i S_i) Σ p_i Δ_i / S_i
+
+    A node that takes more steps comes further, and in FedAvg counts more for it, whatever its weight; the mean then
+    ends at another optimum than that of the weighted sum of losses. S_i is the paper's η ‖a_i‖₁, measured by a probe,
+    so that learning rates that change, warm-up and momentum are in it; for AdamW it is the sum of the learning rates.
+    """
+
+    server_lr: float = 1.0
+    normalises: ClassVar[bool] = True
+
+    def plan(self, plan: FitPlan) -> FitPlan:
+        """Local training that tells its step sum."""
+        return plan.model_copy(update={"tell_step_sum": True})
+
+    def step(self, weights: Weights, mean: Mean, state: State) -> tuple[Weights, State]:
+        """w + η Δ; the mean is normalised already."""
+        return FedAvg(self.server_lr).step(weights, mean, state)
+
+
+@dataclass(frozen=True, slots=True)
 class Scaffold(Strategy):
     """FedAvg whose nodes correct their drift (Karimireddy et al. 2020, arXiv:1910.06378, algorithm 1).
 
@@ -232,6 +265,8 @@ def build_strategy(section: StrategySection) -> Strategy:
             return FedAdam(section.server_lr, section.beta1, section.beta2, section.tau)
         case FedYogiSection():
             return FedYogi(section.server_lr, section.beta1, section.beta2, section.tau)
+        case FedNovaSection():
+            return FedNova(section.server_lr)
         case ScaffoldSection():
             return Scaffold(section.server_lr)
 
@@ -261,11 +296,18 @@ class Merge:
             of an earlier round (Xie et al. 2019, arXiv:1903.03934; Nguyen et al. 2022, arXiv:2106.06639). As in both
             papers the others do not count more for it: for the part that is lost, the model stays as it is. None where
             every update is of this round.
+        normalises: whether deltas are divided by their step sums, and their mean multiplied by the mean step sum.
     """
 
     def __init__(
-        self, before: Weights, weighting: Weighting = "examples", staleness_exponent: float | None = None
+        self,
+        before: Weights,
+        weighting: Weighting = "examples",
+        staleness_exponent: float | None = None,
+        *,
+        normalises: bool = False,
     ) -> None:
+        self._normalises = normalises
         self._before = before
         self._weight_of = _WEIGHTS[weighting]
         self._parts = 1 if staleness_exponent is None else _PARTS[weighting]
@@ -307,6 +349,9 @@ class Merge:
 
     def _arrays(self, update: Update) -> dict[str, Array]:
         deltas = {f"delta/{name}": array for name, array in update.delta.items()}
+        if self._normalises:
+            deltas = {name: array.astype(np.float64) / update.step_sum for name, array in deltas.items()}
+            deltas[_STEP_SUM] = np.array([update.step_sum])
         buffers = {f"buffer/{name}": array for name, array in moments(update.buffers, self._before).items()}
         return {**deltas, **buffers, **{f"{_CONTROL}{name}": array for name, array in update.control.items()}}
 
@@ -326,8 +371,13 @@ class Merge:
         def of(prefix: str) -> dict[str, Array]:
             return {name.removeprefix(prefix): array for name, array in mean.items() if name.startswith(prefix)}
 
+        delta = of("delta/")
+        if self._normalises:
+            # A mean over those that were merged: what stale updates lose, they lose once.
+            step_sum = float(mean[_STEP_SUM][0]) * self._mean.total_weight / self._merged_weight
+            delta = {name: step_sum * array for name, array in delta.items()}
         buffers = {**pool(self._whole(of("buffer/")), self._before), **self._counters}
-        return Mean(Weights(of("delta/")), Weights(buffers), Weights(of(_CONTROL)), self.num_updates)
+        return Mean(Weights(delta), Weights(buffers), Weights(of(_CONTROL)), self.num_updates)
 
     def _whole(self, buffers: dict[str, Array]) -> dict[str, Array]:
         """Means of buffers' moments in which the weight that stale updates lost is the model's as it was."""

@@ -163,7 +163,8 @@ class DetectorLearner:
         metrics |= {"images_per_second": result.images_per_second, "seconds": result.seconds}
         delta = subtract(after.select(delta_names.__contains__), weights)
         change = control.change(delta, result.step_sum) if control else Weights({})
-        return Update(delta, after.select(buffer_names.__contains__), len(samples), metrics, change)
+        buffers = after.select(buffer_names.__contains__)
+        return Update(delta, buffers, len(samples), metrics, change, result.step_sum)
 
     def evaluate(self, weights: Weights, data: Dataset, split: str, imgsz: int | None = None) -> Metrics:
         """Average precision on one split, for the classes the site annotates; see `Learner.evaluate`."""

@@ -35,6 +35,7 @@ class FitPlan(BaseModel):
         kept: rounds finished when the weights were made that are the best so far; None where the last are kept. With
             `finetune`: when the weights were made that it begins with.
         last_merged: index of the last round in which the server merged an update of this node; -1 for none.
+        tell_step_sum: the update tells how far a constant gradient of one would have gone (`Update.step_sum`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -50,6 +51,7 @@ class FitPlan(BaseModel):
     mix: float = Field(1.0, gt=0, le=1)
     kept: int | None = Field(None, ge=0)
     last_merged: int = Field(-1, ge=-1)
+    tell_step_sum: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from manyeyes.datasets.pictures import to_eight_bits
 from manyeyes.errors import DataError
 
 __all__ = ["PictureCache", "read_picture", "resize_long_side"]
@@ -20,13 +21,15 @@ Picture = NDArray[np.uint8]
 def read_picture(path: Path) -> Picture:
     """Decode a picture as (h, w, 3) uint8 BGR, rotated as its EXIF data says.
 
+    A grey or infrared picture of one channel has it three times: the form of the model stays one for all sites.
+
     Raises:
         DataError: the file cannot be decoded.
     """
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if picture is None:
         raise DataError("cannot be decoded as a picture", file=path, cure="Mend it, or leave it out: --skip-broken.")
-    return np.asarray(picture, dtype=np.uint8)
+    return to_eight_bits(picture)
 
 
 def resize_long_side(picture: Picture, side: int) -> Picture:

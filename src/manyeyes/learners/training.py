@@ -311,7 +311,8 @@ class TrainResult:
         seconds: wall time, the first batch included.
         images_per_second: after the first step, whose time is set-up.
         steps: optimiser steps.
-        step_sum: distance that a constant gradient of one would have gone; 0 unless a correction was given.
+        step_sum: distance that a constant gradient of one would have gone; 0 unless a correction was given or the plan
+            asks for it.
         optimizer_state: what the optimiser remembers of each trained tensor, as "kind/name"; empty unless asked for.
     """
 
@@ -447,7 +448,8 @@ class _Stepper:
         self.warms_up = first or (optimizer_state is not None and not goes_on)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.average = _Average(model, self.train.ema) if self.train.ema else None
-        self.drift = _DriftCorrection(model, correction, self.optimizer, device) if correction else None
+        self.drift = _DriftCorrection(model, correction, device) if correction else None
+        self.probe = _Probe(self.optimizer, device) if correction or session.plan.tell_step_sum else None
         self.optimizer.zero_grad(set_to_none=True)
 
     def set_learning_rate(self, step: int) -> None:
@@ -495,6 +497,8 @@ class _Stepper:
         self.scaler.unscale_(self.optimizer)
         if self.drift:
             self.drift.add_to_gradients()
+        if self.probe:
+            self.probe.push()
         if self.train.clip_norm:
             nn.utils.clip_grad_norm_(self.trained, self.train.clip_norm)
         self.scaler.step(self.optimizer)
@@ -510,8 +514,8 @@ class _Stepper:
 
     @property
     def step_sum(self) -> float:
-        """Distance that a constant gradient of one would have gone; 0 without a correction."""
-        return self.drift.step_sum if self.drift else 0.0
+        """Distance that a constant gradient of one would have gone; 0 where nobody wants to know."""
+        return self.probe.distance if self.probe else 0.0
 
 
 def _sum_gradients(sums: list[Tensor | None], loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:
@@ -523,34 +527,36 @@ def _sum_gradients(sums: list[Tensor | None], loss: Tensor, parameters: Sequence
 
 
 class _DriftCorrection:
-    """What SCAFFOLD adds to each gradient, and a probe that measures how far gradients have moved the model.
+    """What SCAFFOLD adds to each gradient."""
 
-    The probe is one more parameter of the optimiser whose gradient is always one, so schedule, momentum and steps that
-    float16 skips count for it as they do for the model.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        correction: Mapping[str, NDArray[np.float32]],
-        optimizer: torch.optim.Optimizer,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, model: nn.Module, correction: Mapping[str, NDArray[np.float32]], device: torch.device) -> None:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if unknown := sorted(correction.keys() - trained.keys()):
             raise RunError(f"there is a correction for {unknown[0]!r}, which is not trained")
         self._terms = [(trained[name], torch.tensor(term, device=device)) for name, term in correction.items()]
-        self._probe = nn.Parameter(torch.zeros((), dtype=torch.float64, device=device))
-        optimizer.add_param_group({"params": [self._probe], "weight_decay": 0.0})
 
     def add_to_gradients(self) -> None:
         for parameter, term in self._terms:
             parameter.grad = term.clone() if parameter.grad is None else parameter.grad.add_(term)
-        self._probe.grad = torch.ones_like(self._probe)
+
+
+class _Probe:
+    """Measures how far gradients have moved the model: one more parameter, whose gradient is always one.
+
+    So schedule, warm-up, momentum and steps that float16 skips count for it as they do for the model. AdamW moves it by
+    the learning rate in each step.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self._parameter = nn.Parameter(torch.zeros((), dtype=torch.float64, device=device))
+        optimizer.add_param_group({"params": [self._parameter], "weight_decay": 0.0})
+
+    def push(self) -> None:
+        self._parameter.grad = torch.ones_like(self._parameter)
 
     @property
-    def step_sum(self) -> float:
-        return -float(self._probe.detach())
+    def distance(self) -> float:
+        return -float(self._parameter.detach())
 
 
 class _Average:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from manyeyes.datasets.detections import Detections
-from manyeyes.datasets.pictures import PICTURE_ERRORS, shown_size
+from manyeyes.datasets.pictures import PICTURE_ERRORS, shown_size, to_eight_bits
 from manyeyes.errors import DataError
 
 __all__ = ["MAX_IOU", "MOST_PIXELS", "Canvas", "Decoded", "Geometry", "decode", "find_boxes"]
@@ -67,19 +67,20 @@ def decode(data: bytes, side: int | None = None, *, most_pixels: int = MOST_PIXE
             f"has {width} × {height} pixels, and more than {most_pixels / 1e6:g} million are not decoded",
             cure="Make it smaller.",
         )
-    flag = _reduced(max(width, height), side) if kind == "JPEG" else cv2.IMREAD_COLOR
+    deep = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+    flag = _reduced(max(width, height), side) if kind == "JPEG" else deep
     picture = _imdecode(data, flag)
     if picture is None:
         raise DataError("is damaged: its header can be read, and its pixels cannot")
     # Where OpenCV and the header disagree about how it is turned, boxes must fit what was looked at.
     if (picture.shape[0] > picture.shape[1]) != (height > width):
         height, width = width, height
-    return Decoded(np.asarray(picture, dtype=np.uint8), (height, width))
+    return Decoded(to_eight_bits(picture), (height, width))
 
 
-def _imdecode(data: bytes, flag: int) -> NDArray[np.uint8] | None:
+def _imdecode(data: bytes, flag: int) -> NDArray[Any] | None:
     try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flag)  # type: ignore[return-value]
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     except cv2.error:
         return None
 
