@@ -291,6 +291,14 @@ def test_history_says_what_was_found(server: Server, pictures: list[Path]) -> No
     assert [entry["id"] for entry in older] == [entry["id"] for entry in history[2:4]]
 
 
+def test_what_is_found_only_with_a_lower_score_is_not_remembered_as_seen(server: Server, pictures: list[Path]) -> None:
+    for query, expected in (("?min_score=0.01", 0.25), ("?min_score=0.6", 0.6)):
+        found = server.client.post(f"{API}/detect{query}", content=pictures[0].read_bytes()).json()["detections"]
+        sure = sum(box["score"] >= expected for box in found)
+        assert sum(server.client.get(f"{API}/history").json()[0]["counts"].values()) == sure
+    assert server.client.get(f"{API}/status").json()["pictures"] == 2
+
+
 def test_history_can_be_searched_by_time_shown_as_a_curve_and_forgotten(server: Server, pictures: list[Path]) -> None:
     began = time.time()
     for path in pictures:

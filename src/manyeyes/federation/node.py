@@ -271,6 +271,7 @@ class _Node:
         self._limits, self._progress = config.limits, progress
         self._traffic = Traffic(config.folder, audit)
         self._pause = Pause(config.folder)
+        self._asked: Request | None = None
         settings = SiteSettings(
             config.node_id,
             config.data_path,
@@ -331,6 +332,7 @@ class _Node:
     def answer(self, request: Request, form: ModelForm) -> Record:
         if request.kind == FIT:
             self._pause.check()
+            self._asked = request
         began, status = time.monotonic(), self.status
         status.training = request.kind == FIT
         try:
@@ -349,7 +351,6 @@ class _Node:
         """For the site's own people: what a round was to its model."""
         asked = plan_of(request.record)
         if request.kind == FIT and not asked.get("finetune"):
-            self.status.rounds = asked["rounds"]
             self.status.trained(asked["round"] + 1, seconds)
         elif request.kind == EVALUATE and asked.get("split") == "val" and not asked.get("finetuned"):
             self.status.tested(asked["round"], map50_of(record))
@@ -365,6 +366,8 @@ class _Node:
     def _watch(self, at: Progress) -> None:
         self.status.round, self.status.epoch, self.status.epochs = at.round + 1, at.epoch, at.epochs
         self.status.seconds_left = at.seconds_left
+        if self._asked:  # the trainer has read its plan by now
+            self.status.rounds = plan_of(self._asked.record)["rounds"]
         self._progress(at)
 
 

@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -200,7 +200,7 @@ class Edge(Door):
         if wanted.model is not None:  # the same picture again, to compare: what it shows was seen once
             self.metrics.count("comparison", found.seconds)
             return found, None
-        self._remember(source, name, found.engine, found.detections.class_id, found.seconds)
+        self._remember(source, name, found, found.seconds)
         return found, self.review.consider(found, source, name)
 
     def _look_for_job(self, name: str, data: bytes, job: Job) -> dict[str, Any]:
@@ -209,17 +209,19 @@ class Edge(Door):
 
     def _seen_by_stream(self, result: StreamResult) -> None:
         found, source = result.found, f"stream {result.name}"
-        self._remember(source, str(result.number), found.engine, found.detections.class_id, result.latency)
+        self._remember(source, str(result.number), found, result.latency)
         counted = self.counting.see(result)
         self.review.consider(found, source, str(result.number), broken_track=counted is not None and counted.broken)
 
-    def _remember(self, source: str, name: str, engine: Engine, class_ids: Iterable[int], seconds: float) -> None:
+    def _remember(self, source: str, name: str, found: Found, seconds: float) -> None:
         kind, now = source.partition(" ")[0], time.time()
         self.metrics.count(kind, seconds)
-        counts = Counter(engine.names[class_id] for class_id in class_ids)
+        # A page asks for all down to a low score, and leaves out by itself; that is no reason to count them as seen.
+        sure = found.detections.above(self.config.min_score)
+        counts = Counter(found.engine.names[class_id] for class_id in sure.class_id)
         if kind in ("live", "stream") and not self._is_news(source, counts, now):
             return
-        self.history.add(Seen(now, source, name, engine.model_hash, dict(counts), round(1000 * seconds, 2)))
+        self.history.add(Seen(now, source, name, found.engine.model_hash, dict(counts), round(1000 * seconds, 2)))
 
     def _is_news(self, source: str, counts: Counter[str], now: float) -> bool:
         last, before = self._remembered.get(source, (-math.inf, None))

@@ -81,7 +81,7 @@ class Kept:
         classes: of that model; those that boxes may have.
         reasons: why it was kept.
         width, height: of the kept picture, in pixels.
-        detections: what the model found.
+        detections: what the model found, from `review.low` on.
         boxes: as somebody corrected them so far; None where nobody has.
         state: "open", "added" to the training pictures, or "dismissed".
     """
@@ -196,7 +196,7 @@ class Review:
                 tuple(reasons),
                 width,
                 height,
-                tuple(_scaled(found, (width, height))),
+                tuple(_scaled(found, (width, height), self._section.low)),
             )
             write_atomically(self._picture(id), encoded(picture))
             self._write(kept)
@@ -439,11 +439,11 @@ def _reduced(picture: Picture) -> Picture:
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def _scaled(found: Found, size: tuple[int, int]) -> Iterable[ReviewBox]:
-    """What was found, in pixels of the kept picture of a size (width, height)."""
+def _scaled(found: Found, size: tuple[int, int], low: float) -> Iterable[ReviewBox]:
+    """What was found from a score on, in pixels of the kept picture of a size (width, height)."""
     scale = np.array([size[0] / found.size[1], size[1] / found.size[0]] * 2)
     names = found.engine.names
-    boxes = found.detections
+    boxes = found.detections.above(low)
     for box, score, class_id in zip(boxes.xyxy * scale, boxes.score, boxes.class_id, strict=True):
         x1, y1, x2, y2 = (round(float(value), 1) for value in box)
         yield ReviewBox(names[class_id], int(class_id), round(float(score), 4), (x1, y1, x2, y2))
