@@ -504,6 +504,9 @@ PICTURES = [
     Case("JSON that says that it is a picture", picture(lambda _: b'{"min_score": 0.1}', LIED), 422),
     Case("a picture that says that it is JSON", picture(lambda good: good, kind="application/json"), 200),
     Case("no picture", picture(lambda _: b"", "has no body"), 400),
+    Case("a PNG one pixel high, for review", picture(lambda _: png(200_000, 1), path="/review"), 201),
+    Case("a PNG beyond the limit, for review", picture(lambda _: png(4500, 4500), LARGE, path="/review"), 422),
+    Case("HTML for review", picture(lambda _: b"<!doctype html><script>alert(1)</script>", LIED, path="/review"), 422),
     Case("a picture too large", picture(lambda good: good + bytes(2_200_000), "larger than"), 413),
     Case(
         "a picture as large as no number is",
@@ -704,6 +707,7 @@ FORMS = [
     Case("a form that is no archive", http("POST", f"{API}/jobs", files={"file": ("../a.zip", b"PK")}), 422),
 ]
 
+NOBODY = f"/review/{'0' * 16}/boxes"
 BODIES = [
     Case("JSON cut off", json_body("/scene", b'{"scene": '), 422),
     Case("JSON 30,000 deep", json_body("/scene", b"[" * 30_000), 400),
@@ -723,6 +727,11 @@ BODIES = [
         http("PUT", f"{API}/scene", content=b'{"scene": null}', headers={"content-type": "text/plain"}),
         422,
     ),
+    Case("boxes for no picture", json_body(NOBODY, b'{"boxes": [{"class": "car", "xyxy": [NaN, 1e999, 0, 0]}]}'), 404),
+    Case("boxes of a class of half a letter", json_body(NOBODY, b'{"boxes": [{"class": "\\ud800", "xyxy": []}]}'), 422),
+    Case("boxes without end", json_body(NOBODY, b'{"boxes": [' + b"{}," * 20_000 + b"{}]}"), 422),
+    Case("boxes of ../../canary", json_body("/review/..%2f..%2fcanary/boxes", b'{"boxes": []}'), 404),
+    Case("a zone of NaN", json_body("/streams/a/counting", b'{"zones": [{"name": "a", "points": [[NaN, 0]]}]}'), 422),
     Case("a token called ../a", json_body("/tokens", b'{"name": "../a"}', "POST"), 422),
     Case("a negative Content-Length", raw(head(SCENE, JSON, "Content-Length: -1")), 400),
     Case("a Content-Length with a sign", raw(head(SCENE, JSON, "Content-Length: +5")), 400),
@@ -958,9 +967,10 @@ def test_all_of_it_left_nothing_behind_and_took_little_memory(world: World) -> N
     assert world.peak - world.rss < MOST_GROWTH
     assert world.memory - world.rss < MOST_LEFT
     for state in (world.folder / "s-open", world.folder / "s-guarded"):
-        known = re.compile(r"in-use|models|jobs|history\.sqlite3(-wal|-shm)?|passwords\.json|tokens\.json")
+        known = re.compile(r"in-use|models|jobs|history\.sqlite3(-wal|-shm)?|passwords\.json|tokens\.json|review")
         assert all(known.fullmatch(path.name) for path in state.iterdir())
         assert all(re.fullmatch(r"[0-9a-f]{16}", path.name) for path in (state / "jobs").iterdir())
+        assert all(re.fullmatch(r"[0-9a-f]{16}\.(jpg|json)", path.name) for path in (state / "review").iterdir())
         assert not any(path.is_symlink() for path in state.rglob("*"))
 
 
