@@ -51,8 +51,10 @@ def test_what_the_node_is_at_is_shown(status: NodeStatus) -> None:
     status.epoch, status.epochs, status.seconds_left = 1, 3, 41.5
     status.today = lambda: (1000, 20)
     for round, map50 in ((0, 0.25), (1, 0.5)):
-        status.tested(round, map50)
-        status.trained(round + 1, 12.5)
+        status.tested("harbour", round, map50)
+        status.tested("harbour", round, 0.01)  # without one site's part
+        status.trained("harbour", round + 1, 12.5)
+    status.tested("another", 2, 0.01)
     with page(status) as client:
         shown = client.get(f"{API}/federation").json()
     assert (

@@ -344,16 +344,16 @@ class _Node:
             status.training = False
             status.epoch = status.epochs = status.seconds_left = None
         status.answered[request.kind] += 1
-        self._note(request, record, seconds)
+        self._note(form.run, request, record, seconds)
         return record
 
-    def _note(self, request: Request, record: Record, seconds: float) -> None:
+    def _note(self, run: str, request: Request, record: Record, seconds: float) -> None:
         """For the site's own people: what a round was to its model."""
         asked = plan_of(request.record)
         if request.kind == FIT and not asked.get("finetune"):
-            self.status.trained(asked["round"] + 1, seconds)
+            self.status.trained(run, asked["round"] + 1, seconds)
         elif request.kind == EVALUATE and asked.get("split") == "val" and not asked.get("finetuned"):
-            self.status.tested(asked["round"], map50_of(record))
+            self.status.tested(run, asked["round"], map50_of(record))
 
     def _refused(self, error: Exception) -> None:
         self.status.refused[_kind_of(error)] += 1

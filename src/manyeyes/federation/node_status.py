@@ -20,6 +20,7 @@ class RoundDone:
     """A round that this node has trained in.
 
     Attributes:
+        run: name of the run.
         round: from 1.
         time: when the node had done its part, in seconds since 1970.
         seconds: that its training took.
@@ -27,6 +28,7 @@ class RoundDone:
             out of it, all sites' parts merged; None where the coordinator did not let the node test it.
     """
 
+    run: str
     round: int
     time: float
     seconds: float
@@ -74,22 +76,30 @@ class NodeStatus:
     training_seconds: float = 0.0
     rounds_done: deque[RoundDone] = field(default_factory=lambda: deque(maxlen=_MOST_ROUNDS))
     today: Callable[[], tuple[int, int]] = lambda: (0, 0)
-    # mAP50 of the last model that was tested, and after how many rounds it was made.
-    _tested: tuple[int, float] | None = None
+    # Run and rounds finished of the model that was tested last, its mAP50, and whether the node has trained since.
+    _tested: tuple[str, int] | None = None
+    _map50: float = 0.0
+    _trained_since: bool = False
 
     def heard(self) -> None:
         """The coordinator was heard from just now."""
         self.last_seen = time.time()
 
-    def trained(self, round: int, seconds: float) -> None:
+    def trained(self, run: str, round: int, seconds: float) -> None:
         """The node's part of a round (from 1) is done."""
-        before = self._tested[1] if self._tested and self._tested[0] == round - 1 else None
-        self.rounds_done.append(RoundDone(round, time.time(), seconds, before))
+        before = self._map50 if self._tested == (run, round - 1) else None
+        self.rounds_done.append(RoundDone(run, round, time.time(), seconds, before))
+        self._trained_since = True
 
-    def tested(self, round: int, map50: float) -> None:
-        """The model was tested on this site's validation pictures, as it was after so many rounds."""
-        self._tested = round, map50
-        if self.rounds_done and self.rounds_done[-1].round == round:
+    def tested(self, run: str, round: int, map50: float) -> None:
+        """A model was tested on this site's validation pictures, as it was after so many rounds.
+
+        The first one of a round is the model; with contribution weighting others follow, without one site's part.
+        """
+        if self._tested == (run, round) and not self._trained_since:
+            return
+        self._tested, self._map50, self._trained_since = (run, round), map50, False
+        if self.rounds_done and (self.rounds_done[-1].run, self.rounds_done[-1].round) == (run, round):
             self.rounds_done[-1] = replace(self.rounds_done[-1], after=map50)
 
     @property
