@@ -322,6 +322,18 @@ def test_models_tell_their_origin_and_are_compared_and_put_to_use(
     expect(page.get_by_role("combobox", name="Model", exact=True)).to_have_value(first)
 
 
+def test_a_model_that_somebody_else_puts_to_use_looks_without_a_reload(
+    page: Page, site: Server, pictures: list[Path]
+) -> None:
+    add(page, pictures[0])
+    first = site.edge.host.engine.model_hash
+    other = next(entry.hash for entry in site.edge.registry.entries() if entry.hash != first)
+    with page.expect_request("**/detect*"):
+        assert site.client.post(f"/api/v1/models/{other}/use").status_code == 200
+    expect(page.get_by_role("combobox", name="Model", exact=True)).to_have_value(other)
+    assert site.client.post(f"/api/v1/models/{first}/use").status_code == 200
+
+
 def test_what_is_shown_can_be_saved(page: Page, pictures: list[Path], tmp_path: Path) -> None:
     add(page, *pictures[:2])
     shown = objects(page).count()
@@ -561,6 +573,39 @@ def test_shortcuts_are_listed_and_work(page: Page, pictures: list[Path]) -> None
     expect(page.locator(".chip[aria-pressed=true]")).to_have_count(1)
     with page.expect_event("filechooser"):
         page.keyboard.press("o")
+
+
+def test_all_of_it_works_in_chinese(browser: Browser, site: Server, pictures: list[Path], tmp_path: Path) -> None:
+    context = browser.new_context(locale="zh-CN")
+    page = context.new_page()
+    page.goto(site.address)
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("no picture")
+    add(page, *pictures[:2], bad)
+    expect(page.locator("#queue-progress")).to_have_text("已完成 2 / 3 · 1 个失败")
+    page.get_by_role("button", name="重试失败项").click()
+    page.get_by_role("button", name="移除 bad.jpg").click()
+    slide(page, "置信度", 0.1)
+    name, found = first_class(page)
+    page.get_by_text("按类别设置").click()
+    slide(page, f"{name} 的置信度", 0.9)
+    page.get_by_role("button", name=f"{name}：与其他类别相同").click()
+    assert classes(page) == found
+    page.get_by_role("button", name=f"{name} {found[name]}：只看这一类").click()
+    with page.expect_request("**/detect*"):
+        slide(page, "允许的重叠（NMS）", 0.4)
+    page.get_by_label("对比模型").select_option(index=1)
+    expect(page.get_by_role("slider", name="两个模型之间的分割线")).to_be_visible()
+    page.get_by_role("button", name="编辑检测框").click()
+    page.get_by_role("button", name="新建框").click()
+    page.get_by_role("button", name="撤销").click()
+    page.get_by_role("button", name="放弃修改").click()
+    page.get_by_role("button", name="全部 2 张").click()
+    assert len(json.loads(saved(page, "JSON", tmp_path).read_text())) == 2
+    page.get_by_role("button", name="键盘与鼠标").click()
+    expect(page.get_by_role("dialog")).to_contain_text("适应窗口")
+    page.get_by_role("button", name="关闭").click()
+    context.close()
 
 
 @pytest.mark.parametrize("language", ["en-GB", "zh-CN"])

@@ -10,6 +10,7 @@ import * as store from "./store";
 
 const ASK_MS = 5000;
 const ASK_LOST_MS = 1500;
+const REOPEN_MS = 500;
 
 /** What the server tells without being asked: `event` says of which part it has news. */
 export interface ServerEvent {
@@ -73,10 +74,8 @@ async function loadStatus(): Promise<void> {
     store.status.value = now;
     const back = store.connection.peek() !== "up";
     store.connection.value = "up";
-    if (back) {
-      listen();
-      void queue.takeOverJobs().catch(tell);
-    }
+    if (!socket) listen();
+    if (back) void queue.takeOverJobs().catch(tell);
     if (changed && before) tell(store.words.peek().modelChanged(store.modelName(now.model)));
   } catch (error) {
     const code = error instanceof Problem ? error.status : 0;
@@ -88,17 +87,17 @@ async function loadStatus(): Promise<void> {
 }
 
 function listen(): void {
-  socket?.close();
   const mine = new WebSocket(socketAddress("/events"));
   socket = mine;
   mine.onmessage = (message) => {
     const event = JSON.parse(String(message.data)) as ServerEvent;
     for (const listener of listeners) listener(event);
   };
+  let opened = false;
+  mine.onopen = () => (opened = true);
   mine.onclose = () => {
-    if (socket !== mine) return;
     socket = null;
-    // Said as lost only if it does not answer: a server without events is asked from time to time instead.
-    void loadStatus();
+    // One that was open is opened again soon; one that was refused is left to the next time the server is asked.
+    if (opened) setTimeout(() => void loadStatus(), REOPEN_MS);
   };
 }
