@@ -5,6 +5,7 @@ import type { ReadonlySignal } from "@preact/signals";
 import type { ComponentType } from "preact";
 
 import { FederationView } from "./panels/FederationView";
+import { HistoryView } from "./panels/HistoryView";
 import { PicturesView } from "./panels/PicturesView";
 import { ReviewView } from "./panels/ReviewView";
 import { openReviews } from "./state/review";
@@ -21,5 +22,6 @@ export interface View {
 export const VIEWS: readonly View[] = [
   { id: "pictures", name: "pictures", panel: PicturesView },
   { id: "review", name: "review", panel: ReviewView, waiting: openReviews },
+  { id: "history", name: "history", panel: HistoryView },
   { id: "federation", name: "federation", panel: FederationView },
 ];

@@ -209,7 +209,8 @@ def test_what_is_forgotten_is_gone_and_nothing_else(history: History) -> None:
     before = history.version
     assert history.delete_before(4.0, source="a", name="car") == 1
     assert named(history.latest()) == ["4.0", "3.0", "2.0"]
-    assert history.delete_before(3.0) == 1
+    assert history.delete_before(3.0, since=2.5) == 0
+    assert history.delete_before(3.0, since=2.0) == 1
     assert history.delete(history.latest()[0].id)
     assert not history.delete(99)
     assert named(history.latest()) == ["3.0"]

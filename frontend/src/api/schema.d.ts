@@ -379,7 +379,7 @@ export interface paths {
         post?: never;
         /**
          * Forget Before
-         * @description Forget what was seen before a time: all of it, or that of one source or class.
+         * @description Forget what was seen before a time: all of it, or that of one source or class, or since another time.
          */
         delete: operations["forget_before_api_v1_history_delete"];
         options?: never;
@@ -4818,6 +4818,8 @@ export interface operations {
                 before: number;
                 source?: string | null;
                 class?: string | null;
+                /** @description seconds since 1970 */
+                since?: number | null;
             };
             header?: never;
             path?: never;

@@ -63,6 +63,8 @@ export function Curve(props: Props) {
 
 function options({ of, xName, lines, near = false, height = 180, digits = 0 }: Props, host: HTMLElement): uPlot.Options {
   const style = getComputedStyle(host);
+  // Colours that can be told apart on photographs are too light for white paper.
+  const inked = (line: Line) => (style.colorScheme === "dark" ? line.colour : `color-mix(in srgb, ${line.colour} 70%, black)`);
   const colour = (name: string) => style.getPropertyValue(name).trim();
   const locale = LOCALES[language.peek()];
   const axis: uPlot.Axis = {
@@ -108,7 +110,7 @@ function options({ of, xName, lines, near = false, height = 180, digits = 0 }: P
       ...lines.map(
         (line): uPlot.Series => ({
           label: line.name,
-          stroke: line.colour,
+          stroke: inked(line),
           width: 2,
           ...(line.dashed ? { dash: [5, 4] } : {}),
           points: { show: of === "round", size: 7 },

@@ -249,6 +249,30 @@ export const en = {
   added: "Came",
   use: "Use",
   useNamed: (name: string) => `Use ${name}`,
+
+  // history
+  history: "History",
+  lastHour: "Hour",
+  lastDay: "24 hours",
+  lastWeek: "7 days",
+  lastMonth: "30 days",
+  ownTime: "From – until",
+  from: "From",
+  until: "Until",
+  anyClass: "Any class",
+  objectsOverTime: "Objects found over time",
+  historyNone: "Nothing was found in this time.",
+  totals: "In all",
+  perSpan: (time: string) => `each point is ${time}`,
+  seenTitle: "Pictures that were looked at",
+  seenCount: (n: number) => (n === 1 ? "1 picture" : `${n} pictures`),
+  seenAtLeast: (n: number) => `the newest ${n}`,
+  picture: "Picture",
+  deleteShown: "Delete what is shown",
+  deleteShownSure: (name: string, source: string) =>
+    `Delete all entries of this choice for good: ${name}, ${source}, in the time chosen above?`,
+  deleteSeen: (name: string, time: string) => `Delete ${name}, ${time}`,
+  historyDeleted: (n: number) => (n === 1 ? "1 entry was deleted." : `${n} entries were deleted.`),
 };
 
 type Words<T> = { readonly [K in keyof T]: T[K] extends (...given: infer A) => string ? (...given: A) => string : string };

@@ -29,6 +29,7 @@ export function length(seconds: number, language: Language): string {
   const [s, m, h] = language === "zh" ? ["秒", "分", "小时"] : ["s", "min", "h"];
   const whole = Math.max(Math.round(seconds), 0);
   if (whole < 60) return `${whole} ${s}`;
-  if (whole < 3600) return `${Math.floor(whole / 60)} ${m} ${whole % 60} ${s}`;
-  return `${Math.floor(whole / 3600)} ${h} ${Math.floor((whole % 3600) / 60)} ${m}`;
+  const [large, small, most, least] = whole < 3600 ? ([60, 1, m, s] as const) : ([3600, 60, h, m] as const);
+  const rest = Math.floor((whole % large) / small);
+  return `${Math.floor(whole / large)} ${most}${rest ? ` ${rest} ${least}` : ""}`;
 }

@@ -473,10 +473,11 @@ def _history(router: APIRouter, edge: Edge) -> None:
         before: Annotated[float, Query(ge=0, le=1e11, allow_inf_nan=False, description="seconds since 1970")],
         source: Source = None,
         name: ClassName = None,
+        since: Time = None,
     ) -> DeletedAnswer:
-        """Forget what was seen before a time: all of it, or that of one source or class."""
+        """Forget what was seen before a time: all of it, or that of one source or class, or since another time."""
         edge.history.flush()
-        return DeletedAnswer(deleted=edge.history.delete_before(before, source, name))
+        return DeletedAnswer(deleted=edge.history.delete_before(before, source, name, since=since))
 
 
 # -- access -----------------------------------------------------------------------------------------------------------

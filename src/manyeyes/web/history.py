@@ -154,18 +154,21 @@ class History:
         """
         return bool(self._delete({"id = ?": id}))
 
-    def delete_before(self, time: float, source: str | None = None, name: str | None = None) -> int:
+    def delete_before(
+        self, time: float, source: str | None = None, name: str | None = None, *, since: float | None = None
+    ) -> int:
         """Forget what was seen before a time (seconds since 1970); returns how many pictures that were.
 
         Args:
             time: the end; what was seen at it stays.
             source: only of this one.
             name: only those in which this class was found.
+            since: only what was seen from this time on.
 
         Raises:
             ResourceError: the file cannot be written.
         """
-        return self._delete({"time < ?": time, "source = ?": source, _HAS_CLASS: name})
+        return self._delete({"time < ?": time, "time >= ?": since, "source = ?": source, _HAS_CLASS: name})
 
     def _delete(self, conditions: Mapping[str, int | float | str | None]) -> int:
         if not self._thread:
