@@ -140,7 +140,7 @@ def test_a_box_may_reach_past_the_picture_and_ends_at_it(unsure: Server, picture
 
 
 def test_only_so_many_wait_for_somebody_and_the_added_ones_stay(config: ServeConfig, pictures: list[Path]) -> None:
-    with started(with_review(config, keep=2)) as server:
+    with started(with_review(config, keep=2, every=0)) as server:
         first = kept(server, pictures[0])
         server.client.post(f"{API}/review/{first}/add", json={"boxes": []}).raise_for_status()
         others = [kept(server, path) for path in pictures[1:5]]
@@ -150,6 +150,13 @@ def test_only_so_many_wait_for_somebody_and_the_added_ones_stay(config: ServeCon
         assert [entry["id"] for entry in page] == [others[2]]
         files = {path.stem for path in (config.state / "review").iterdir()}
         assert files == {first, others[2], others[3]}
+
+
+def test_once_there_is_no_room_one_now_and_then_is_enough(config: ServeConfig, pictures: list[Path]) -> None:
+    with started(with_review(config, keep=2)) as server:
+        ids = [kept(server, path) for path in pictures[:4]]
+        assert [entry["id"] for entry in server.client.get(f"{API}/review").json()] == [ids[1], ids[0]]
+        assert ids[2:] == ["None", "None"]
 
 
 def test_it_is_there_after_a_restart(config: ServeConfig, pictures: list[Path]) -> None:

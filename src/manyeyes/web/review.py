@@ -216,10 +216,18 @@ class Review:
         return kept.id if kept.state == "open" else None
 
     def _is_time(self, source: str, kind: str) -> bool:
-        """Of one camera, whose pictures are much alike, one in a while is enough."""
-        if kind not in ("live", "stream"):
+        """Of one camera, whose pictures are much alike, one in a while is enough.
+
+        So it is of all others once there is no room: each would cost one that nobody has seen yet, and writing it.
+        """
+        if kind not in ("live", "stream") and not self._full:
             return True
         return time.monotonic() - self._last.get(source, -self._section.every) >= self._section.every
+
+    @property
+    def _full(self) -> bool:
+        with self._lock:
+            return sum(kept.state == "open" for kept in self._kept.values()) >= self._section.keep
 
     def _make_room(self) -> None:
         """Of those nobody has decided about, and of those that were dismissed, so many stay."""
