@@ -9,14 +9,7 @@ export type Found = Schemas["FoundAnswer"];
 export type Job = Schemas["JobAnswer"];
 export type Status = Schemas["StatusAnswer"];
 export type Xyxy = Box["xyxy"];
-
-/** A model; a server that knows nothing of these four leaves them out. */
-export type Model = Schemas["ModelAnswer"] & {
-  map50?: number | null;
-  origin?: "federation" | "file";
-  run?: string | null;
-  promoted?: boolean;
-};
+export type Model = Schemas["ModelAnswer"];
 
 /** One line of a job's results. */
 export type JobLine = { file: string } & (Found | { error: string });

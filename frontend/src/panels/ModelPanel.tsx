@@ -2,7 +2,7 @@ import { useState } from "preact/hooks";
 
 import { tell } from "../state/notices";
 import { putToUse, rollBack } from "../state/server";
-import { chosenModel, comparedModel, mayChange, modelInUse, models, words } from "../state/store";
+import { chosenModel, comparedFound, comparedModel, mayChange, modelInUse, models, selected, words } from "../state/store";
 
 /** Which model looks, where it comes from and how good it is; another one to compare it with. */
 export function ModelPanel() {
@@ -71,7 +71,10 @@ export function ModelPanel() {
         </button>
       )}
       <label class="field">
-        <span>{t.compareWith}</span>
+        <span>
+          {t.compareWith}
+          {comparedModel.value && selected.value?.found && !comparedFound.value && ` · ${t.stateLooking}…`}
+        </span>
         <select
           class="select"
           value={comparedModel.value ?? ""}
