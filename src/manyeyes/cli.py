@@ -73,6 +73,13 @@ class How(StrEnum):
     by_class = "class"
 
 
+class Engine(StrEnum):
+    """How the nodes of `run` are held on this machine."""
+
+    local = "local"
+    simulation = "simulation"
+
+
 class ExportFormat(StrEnum):
     """Formats that a model can be exported to."""
 
@@ -257,6 +264,9 @@ def run(
     trust_labels: Annotated[
         bool, typer.Option("--trust-labels", help="Do not check whether a site's class ids are swapped.")
     ] = False,
+    engine: Annotated[
+        Engine | None, typer.Option(help="simulation: several nodes at work at a time, perhaps virtual ones.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -267,6 +277,7 @@ def run(
     from manyeyes.config import load_config
     from manyeyes.federation.launch import launch
 
+    overrides = [*overrides, *([f"federation.engine={engine.value}"] if engine else [])]
     loaded = load_config(config, overrides)
     again = shlex.join(["manyeyes", "run", str(config), *(w for o in overrides for w in ("--set", o)), "--resume"])
     summary = launch(

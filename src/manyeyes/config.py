@@ -43,6 +43,7 @@ __all__ = [
     "RunConfig",
     "ScaffoldSection",
     "Section",
+    "SimulationSection",
     "SiteSection",
     "StrategySection",
     "TrainSection",
@@ -266,12 +267,25 @@ Weighting = Literal["examples", "equal", "inverse_sqrt", "contribution"]
 site's updates were worth to the others so far."""
 
 
+class SimulationSection(Section):
+    """Virtual nodes on one machine, to try a plan before sites are asked."""
+
+    nodes: int | None = Field(
+        None, ge=1, le=100_000, description="virtual nodes made of the sites' pictures; default: the sites themselves"
+    )
+    pictures: int = Field(8, ge=1, description="training pictures of each, drawn from those of one site")
+    processes: int | None = Field(None, ge=1, le=256, description="nodes at work at a time; default: one a core")
+
+
 class FederationSection(Section):
     """How rounds are held."""
 
     model_config = ConfigDict(populate_by_name=True)
 
-    engine: Literal["local"] = "local"
+    engine: Literal["local", "simulation"] = Field(
+        "local", description="simulation: several nodes at work at a time on this machine, in processes of their own"
+    )
+    simulation: SimulationSection = SimulationSection()
     rounds: int = Field(5, ge=1)
     fraction: float = Field(
         1.0, gt=0, le=1, validation_alias=AliasChoices("fraction", "fraction_fit"), description="share of nodes a round"
@@ -344,6 +358,20 @@ class FederationSection(Section):
             return {**values, "strategy": {"name": "fedavg", **strategy}}
         return values
 
+    @model_validator(mode="after")
+    def _virtual_nodes_can_be_made(self) -> FederationSection:
+        if self.engine == "local" and self.simulation != SimulationSection():
+            raise ValueError("simulation is of federation.engine simulation: state that too, or leave it out")
+        if self.simulation.nodes is None:
+            return self
+        for key in ("personal", "finetune_after", "per_node"):
+            if getattr(self, key):
+                raise ValueError(
+                    f"simulation.nodes does not go with federation.{key}, which is about the sites themselves: leave"
+                    " one of them out"
+                )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _asynchronous_rounds_merge_late(cls, values: Any) -> Any:
@@ -401,6 +429,9 @@ class EvaluateSection(Section):
     """How models are tested."""
 
     every: int = Field(1, ge=1, description="rounds between tests on the validation pictures")
+    nodes: int | None = Field(
+        None, ge=1, description="nodes that test a round's model, drawn anew each time; default: all of them"
+    )
     imgsz: int | None = Field(None, ge=32, le=2048, multiple_of=32, description="side in pixels; default: as trained")
     examples: int = Field(6, ge=0, le=50, description="test pictures shown in the report")
 
@@ -479,18 +510,27 @@ class RunConfig(Section):
         repeated = sorted({i for i in ids if ids.count(i) > 1})
         if repeated:
             raise ValueError(f"node_id must be unique among the sites, {', '.join(repeated)} stands twice")
-        if self.federation.min_nodes > len(ids):
-            raise ValueError(f"federation.min_nodes is {self.federation.min_nodes}, but there are {len(ids)} sites")
-        if (self.federation.buffer or 0) > len(ids):
+        count = self.federation.simulation.nodes or len(ids)
+        kind = "virtual nodes" if self.federation.simulation.nodes else "sites"
+        if self.federation.min_nodes > count:
+            raise ValueError(f"federation.min_nodes is {self.federation.min_nodes}, but there are {count} {kind}")
+        if (self.federation.buffer or 0) > count:
             raise ValueError(
-                f"federation.buffer is {self.federation.buffer}, but there are {len(ids)} sites: a site answers each"
-                " model once, so it would never be full"
+                f"federation.buffer is {self.federation.buffer}, but there are {count} {kind}: each answers a model"
+                " once, so it would never be full"
             )
         if unknown := sorted(self.federation.per_node.keys() - set(ids)):
             raise ValueError(f"federation.per_node names {', '.join(unknown)}, which is not among the sites")
         if "together" not in self.compare:
             raise ValueError("compare must name 'together': it is the model this project is about")
-        if self.federation.weighting == "contribution" and len(ids) < 3:
+        if (self.evaluate.nodes or 0) > count:
+            raise ValueError(f"evaluate.nodes is {self.evaluate.nodes}, but there are {count} {kind}")
+        if self.federation.keep == "best" and self.evaluate.nodes:
+            raise ValueError(
+                "evaluate.nodes does not go with federation.keep best: rounds that are tested by different nodes cannot"
+                " be compared"
+            )
+        if self.federation.weighting == "contribution" and count < 3:
             raise ValueError(
                 "federation.weighting contribution needs at least 3 sites: of two that differ none can say which is"
                 " wrong"

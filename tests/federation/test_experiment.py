@@ -186,6 +186,44 @@ def test_scaffold_and_the_best_round_on_real_detectors(write_config: WriteConfig
     assert [e["node"] for e in events if e["event"] == "finetuned"] == ["A", "C"]
 
 
+@pytest.mark.slow
+def test_a_plan_is_tried_on_virtual_nodes_of_the_sites_pictures(write_config: WriteConfig) -> None:
+    federation = {
+        "engine": "simulation",
+        "rounds": 2,
+        "fraction": 0.4,
+        "simulation": {"nodes": 10, "pictures": 4, "processes": 2},
+    }
+    values = {"compare": ["together"], "federation": federation, "evaluate": {"nodes": 2, "examples": 0}}
+    config = load_config(write_config(**values))
+    launch(config, quiet=True)
+    events = list(read_runlog(config.run_folder / "runlog.jsonl"))
+    received = [e for e in events if e["event"] == "update_received"]
+    # A site of three pictures has no more to draw from.
+    assert len(received) == 8
+    assert {e["num_examples"] for e in received} <= {3, 4}
+    assert {e["node"][0] for e in received} == {"v"}
+    # The table is about the sites, whatever the nodes were.
+    final = {e["where"] for e in events if e["event"] == "evaluated" and e["split"] == "test"}
+    assert final == {"A", "B", "C", "mixed"}
+    with pytest.raises(RunError, match=r"simulation\.nodes was 10 and is 11"):
+        launch(
+            load_config(config.run_folder / "config.yaml", ["federation.simulation.nodes=11"]), resume=True, quiet=True
+        )
+
+
+@pytest.mark.slow
+def test_sites_at_work_at_the_same_time_end_in_the_same_bits(write_config: WriteConfig) -> None:
+    hashes = []
+    for engine in ("local", "simulation"):
+        changes = {"compare": ["together"], "federation": {"rounds": 1, "engine": engine}, "name": engine}
+        config = load_config(write_config(**changes), ["train.threads=1", "evaluate.examples=0"])
+        launch(config, quiet=True)
+        final = load_weights(config.run_folder / "rows" / "together" / "final.safetensors")[0]
+        hashes.append(final.value_hash)
+    assert hashes[0] == hashes[1]
+
+
 def test_the_best_round_needs_validation_pictures(write_config: WriteConfig, scenes: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     site.mkdir()

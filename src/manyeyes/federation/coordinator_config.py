@@ -51,6 +51,13 @@ class CoordinatorConfig(Section):
     @model_validator(mode="after")
     def _training_fits_the_rounds(self) -> CoordinatorConfig:
         check_training_fits_rounds(self.train, self.federation)
+        if self.federation.engine != "local":
+            raise ValueError("federation.engine is of manyeyes run: a coordinator's nodes are on machines of their own")
+        if self.federation.keep == "best" and self.evaluate.nodes:
+            raise ValueError(
+                "evaluate.nodes does not go with federation.keep best: rounds that are tested by different nodes cannot"
+                " be compared"
+            )
         return self
 
     @property

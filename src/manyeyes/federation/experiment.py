@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +19,15 @@ import cv2
 import numpy as np
 import yaml
 
-from manyeyes.config import FedAvgSection, FederationSection, RunConfig, TrainSection, dump_config, load_config
+from manyeyes.config import (
+    FedAvgSection,
+    FederationSection,
+    RunConfig,
+    SimulationSection,
+    TrainSection,
+    dump_config,
+    load_config,
+)
 from manyeyes.datasets import Dataset, Problem, Sample, check_decodable, load_dataset, raise_problem
 from manyeyes.datasets.classes import pool, relabel, union_names
 from manyeyes.datasets.detections import Detections
@@ -28,6 +37,8 @@ from manyeyes.federation.client import Client, expand_personal
 from manyeyes.federation.local import LocalTransport
 from manyeyes.federation.rounds import RowResult, never, run_rounds
 from manyeyes.federation.side_by_side import Job, run_side_by_side
+from manyeyes.federation.simulation import SimulationTransport, SiteNodes, VirtualNodes
+from manyeyes.federation.transport import Transport
 from manyeyes.learners.learner import FitPlan, Learner, Metrics, Progress
 from manyeyes.learners.pictures import read_picture
 from manyeyes.learners.training import cores
@@ -49,6 +60,8 @@ _FREE = (
     "rows_at_once",
     "train.device",
     "train.threads",
+    "federation.engine",
+    "federation.simulation.processes",
     "federation.deadline",
     "federation.late",
     "federation.staleness_exponent",
@@ -321,6 +334,8 @@ class Experiment:
         config, train, rounds = self.config, self.config.train, self._total_rounds
         trained = {row: nodes for row, nodes in self._rows().items() if nodes}
         kept = self.folder / CONFIG_FILE
+        if config.federation.engine == "simulation":
+            return 1  # the cores are for the nodes
         stated = config.rows_at_once or (load_config(kept).rows_at_once if kept.exists() else None)
         if stated:
             return min(stated, len(trained))
@@ -366,22 +381,39 @@ class Experiment:
         return {site: Client(site, self.learner, self.sites[site], folder / "nodes" / site) for site in nodes}
 
     def _train(self, row: str, clients: Mapping[str, Client], folder: Path, emit: Emit) -> RowResult:
-        transport = LocalTransport(clients, _ProgressTeller(emit, self._stop_if_asked))
-        return run_rounds(
-            transport,
-            self.learner.template,
-            train=self.config.train,
-            federation=self.config.federation if row == "together" else _single(self.config.federation),
-            evaluate=self.config.evaluate,
-            seed=self.config.seed,
-            expected=self.learner.expected_tensors,
-            folder=folder / "checkpoints",
-            emit=emit,
-            resume=True,
-            stop=self.stop,
-            held_out=self._test_held_out,
-            settings={"sites": {site: str(client.data.root.resolve()) for site, client in clients.items()}},
+        with self._transport(row, clients, folder, emit) as transport:
+            return run_rounds(
+                transport,
+                self.learner.template,
+                train=self.config.train,
+                federation=self.config.federation if row == "together" else _single(self.config.federation),
+                evaluate=self.config.evaluate,
+                seed=self.config.seed,
+                expected=self.learner.expected_tensors,
+                folder=folder / "checkpoints",
+                emit=emit,
+                resume=True,
+                stop=self.stop,
+                held_out=self._test_held_out,
+                settings={"sites": {site: str(client.data.root.resolve()) for site, client in clients.items()}},
+            )
+
+    def _transport(
+        self, row: str, clients: Mapping[str, Client], folder: Path, emit: Emit
+    ) -> AbstractContextManager[Transport]:
+        federation = self.config.federation
+        if row != "together" or federation.engine == "local":
+            return nullcontext(LocalTransport(clients, _ProgressTeller(emit, self._stop_if_asked)))
+        simulation = federation.simulation
+        processes = simulation.processes or cores()
+        learner = self.learner.sharing(processes, self.config.train.threads or max(1, cores() // processes))
+        if simulation.nodes is None:
+            sites = {site: client.data for site, client in clients.items()}
+            return SimulationTransport(list(clients), SiteNodes(sites, learner, folder / "nodes"), processes=processes)
+        virtual = VirtualNodes(
+            self.sites, learner, folder / "nodes", simulation.nodes, simulation.pictures, self.config.seed
         )
+        return SimulationTransport(virtual.names(), virtual, processes=processes)
 
     def _test_held_out(self, weights: Weights) -> Metrics:
         """The validation pictures of all sites as one set: the curve on which the rows can be compared."""
@@ -508,7 +540,14 @@ def _compared(config: RunConfig) -> dict[str, Any]:
 def _single(federation: FederationSection) -> FederationSection:
     """The federation of one node, of as many rounds: no server optimiser, nothing personal, nobody to wait for."""
     update = {"strategy": FedAvgSection(), "fraction": 1.0, "min_nodes": 1, "personal": ()}
-    update |= {"mode": "sync", "buffer": None, "deadline": None, "late": "drop"}
+    update |= {
+        "engine": "local",
+        "simulation": SimulationSection(),
+        "mode": "sync",
+        "buffer": None,
+        "deadline": None,
+        "late": "drop",
+    }
     update |= {"rounds": federation.rounds + federation.finetune_after, "finetune_after": 0}
     if federation.weighting == "contribution":
         update |= {"weighting": "equal"}

@@ -404,6 +404,13 @@ class _Rounds:
         """
         return sorted(set(nodes) - (frozenset() if over and self.asynchronous else self.ledger.busy()))
 
+    def _testers(self, nodes: Sequence[str], number: int) -> Sequence[str]:
+        most = self.evaluate.nodes
+        if most is None or most >= len(nodes):
+            return nodes
+        # Another draw than that of any cohort.
+        return sample_cohort(nodes, most / len(nodes), 1, self.plan.seed, number + self.federation.rounds)
+
     def _nodes(self, round: int) -> Sequence[str]:
         """Who can be reached now. From here on they have a part in the run."""
         nodes = self.transport.nodes()
@@ -596,7 +603,8 @@ class _Rounds:
         plan = EvaluatePlan(split="val", imgsz=self._tested_at, round=number, personal=self.plan.personal)
         record = evaluate_request(weights, plan, self.form_hash)
         nodes = self._nodes(max(number - 1, 0))
-        records = dict.fromkeys(self._free(nodes, over=number == self.federation.rounds), record)
+        free = self._free(nodes, over=number == self.federation.rounds)
+        records = dict.fromkeys(self._testers(free, number), record)
         scores: dict[str, float] = {}
         answered = 0
         for _, reply in self._ask(EVALUATE, records, number - 1):
@@ -778,6 +786,8 @@ def settings_of(
     }
     trained = train.model_dump(mode="json", exclude={"device", "threads"})
     settings = {"seed": seed, "model": model, "train": trained, "federation": rounds}
+    if federation.simulation.nodes:
+        rounds |= {"simulation": federation.simulation.model_dump(mode="json", exclude={"processes"})}
     if federation.keep == "best":
         settings["evaluate"] = evaluate.model_dump(mode="json", include={"every", "imgsz"})
     return settings

@@ -25,6 +25,8 @@ _logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_UPDATES = 0.25
 _LINES_SHOWN = 6
+# Nodes that are named or drawn; a simulation may have thousands.
+_MOST_NODES = 16
 _SILENT_LINES = frozenset({"progress", "round_started", "node_asked", "contribution"})
 
 
@@ -131,10 +133,15 @@ def _tell_views(event: Event) -> list[str]:
 def _tell_row(event: Event) -> list[str]:
     text = f"[{model_label(str(event.get('row', '')))}] {event.get('rounds', '?')} rounds"
     if event.get("nodes"):
-        text += f" with {', '.join(map(str, event['nodes']))}"
+        text += f" with {_some(list(map(str, event['nodes'])))}"
     if event.get("resumed_from"):
         text += f", resumed after round {event['resumed_from']}"
     return [text]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NODES} more" if len(names) > _MOST_NODES else ""
+    return ", ".join(names[:_MOST_NODES]) + more
 
 
 def _tell_refusal(event: Event) -> list[str]:
@@ -334,10 +341,12 @@ def _row_head(name: str, row: _RowState) -> Text:
 
 def _row_bars(row: _RowState) -> Table:
     bars = Table.grid(padding=(0, 2))
-    for name, state in row.nodes.items():
+    for name, state in list(row.nodes.items())[:_MOST_NODES]:
         map50 = "" if state.map50 is None else f"mAP50 {state.map50:.3f}"
         bar = ProgressBar(total=1.0, completed=state.share, width=24)
         bars.add_row(Text(name, style="bold"), bar, escape(state.status), map50, Text(state.detail, style="dim"))
+    if len(row.nodes) > _MOST_NODES:
+        bars.add_row(Text(f"… {len(row.nodes) - _MOST_NODES} more", style="dim"))
     return bars
 
 

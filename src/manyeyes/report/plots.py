@@ -24,6 +24,8 @@ __all__ = ["SERIES_DARK", "SERIES_LIGHT", "Plot", "draw_plots", "save_plots"]
 SERIES_LIGHT = ("#0067a8", "#6b7280", "#c77700", "#00875f", "#b4508c", "#c8440a", "#3aa0dd", "#8a7a00")
 SERIES_DARK = ("#5cb8ff", "#a3adba", "#ffb340", "#35d0a0", "#f09acb", "#ff8552", "#9bd7ff", "#efe36a")
 _INK, _MUTED, _GRID = "#1c2430", "#5b6675", "#dfe4ea"
+# Of nodes in one figure; a simulation may have thousands.
+_MOST_LINES = 24
 _FIRST_OF_SITES = 2
 _SITES_SIDE_BY_SIDE = 4
 _LEAST_SPAN = 0.1
@@ -243,7 +245,7 @@ def _draw_losses(figure: Any, data: _Data) -> bool:
     if not names:
         return False
     all_axes = figure.subplots(1, len(names), squeeze=False)[0]
-    nodes = list(dict.fromkeys(str(e["node"]) for e in fits))
+    nodes = list(dict.fromkeys(str(e["node"]) for e in fits))[:_MOST_LINES]
     for axes, name in zip(all_axes, names, strict=True):
         for node in nodes:
             points = [(_epochs_so_far(e), e["losses"][name]) for e in fits if str(e["node"]) == node]
