@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import page
 import pooled_peer
 import real_sites
 import server_load
@@ -192,6 +193,12 @@ def of_server(cells: dict[str, Cell]) -> list[str]:
     return lines
 
 
+def of_page(cells: dict[str, Cell]) -> list[str]:
+    """The section of how light and how smooth the page is."""
+    claims = [row for cell in cells.values() for row in page.claims_of(cell["samples"])]
+    return of_claims("The page in a browser", "python benchmarks/page.py", cells, claims if cells else None)
+
+
 def of_overhead(cells: dict[str, Cell]) -> list[str]:
     """The section of what a round costs across processes, with its parts."""
     lines = of_claims("A round across processes", "python benchmarks/round_overhead.py", cells)
@@ -294,6 +301,7 @@ def main() -> None:
         *of_inference(read("inference")),
         *of_streams(read("streams")),
         *of_server(read("server_load")),
+        *of_page(read("page")),
         "# Earlier recipes",
         "",
         "Kept for comparison; their commands stand at the commits that are named.",
