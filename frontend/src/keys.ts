@@ -28,7 +28,11 @@ const REVIEW: Readonly<Record<string, () => void>> = {
   l: () => (showLabels.value = !showLabels.value),
 };
 
-const OF_VIEWS: Readonly<Record<string, Readonly<Record<string, () => void>>>> = { pictures: PICTURES, review: REVIEW };
+const OF_VIEWS: Readonly<Record<string, Readonly<Record<string, () => void>>>> = {
+  pictures: PICTURES,
+  review: REVIEW,
+  cameras: { l: () => (showLabels.value = !showLabels.value) },
+};
 
 export function watchKeys(): void {
   addEventListener("keydown", (event) => {

@@ -3,6 +3,7 @@ import { render } from "preact";
 
 import { App } from "./app";
 import { watchKeys } from "./keys";
+import { watchCameras } from "./state/cameras";
 import { watchFederation } from "./state/federation";
 import { watchHistory } from "./state/history";
 import { watchDrops } from "./state/intake";
@@ -36,6 +37,7 @@ watchKeys();
 watchDrops();
 watchSelection();
 watchReview();
+watchCameras();
 watchHistory();
 watchFederation();
 watchServer();

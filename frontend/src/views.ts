@@ -4,6 +4,7 @@
 import type { ReadonlySignal } from "@preact/signals";
 import type { ComponentType } from "preact";
 
+import { CamerasView } from "./panels/CamerasView";
 import { FederationView } from "./panels/FederationView";
 import { HistoryView } from "./panels/HistoryView";
 import { PicturesView } from "./panels/PicturesView";
@@ -22,6 +23,7 @@ export interface View {
 export const VIEWS: readonly View[] = [
   { id: "pictures", name: "pictures", panel: PicturesView },
   { id: "review", name: "review", panel: ReviewView, waiting: openReviews },
+  { id: "cameras", name: "cameras", panel: CamerasView },
   { id: "history", name: "history", panel: HistoryView },
   { id: "federation", name: "federation", panel: FederationView },
 ];

@@ -22,3 +22,19 @@ export type Member = Schemas["FederationAnswer"];
 export type Sent = Schemas["SentAnswer"];
 export type Seen = Schemas["HistoryAnswer"];
 export type Series = Schemas["SeriesAnswer"];
+export type Stream = Schemas["StreamAnswer"];
+export type CountingWanted = Required<Schemas["CountingBody"]>;
+export type Counting = Schemas["CountingAnswer"];
+export type Counts = Schemas["Counts"];
+
+/** What comes with each frame of a camera. */
+export type LiveFound = Found & {
+  frame: number;
+  skipped: number;
+  /** Number of the followed object, for each detection; only where there is counting. */
+  tracks?: (number | null)[];
+  counts?: Counts;
+  counting_error?: string;
+  /** A frame that was not looked at says why instead. */
+  error?: string;
+};

@@ -90,6 +90,7 @@ function options({ of, xName, lines, near = false, height = 180, digits = 0 }: P
     axes: [
       {
         ...axis,
+        size: 30,
         space: 70,
         ...(of === "round" ? { incrs: [1, 2, 5, 10, 20, 50, 100] } : {}),
         values: (plot, splits) => {
@@ -100,7 +101,7 @@ function options({ of, xName, lines, near = false, height = 180, digits = 0 }: P
       {
         ...axis,
         size: 46,
-        space: 34,
+        space: height < 150 ? 20 : 34,
         incrs: near ? [0.05, 0.1, 0.2, 0.5] : WHOLE,
         values: (_, splits) => splits.map((value) => value.toFixed(near ? 2 : 0)),
       },

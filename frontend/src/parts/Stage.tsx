@@ -2,7 +2,9 @@ import type { ComponentChildren, RefObject } from "preact";
 import { useLayoutEffect, useRef, useState } from "preact/hooks";
 
 import { words } from "../state/store";
+import type { Point } from "../viewer/geometry";
 import type { Levels } from "../viewer/levels";
+import type { Mark, Pen } from "../viewer/marks";
 import { Viewer, type Brush, type Comparison, type Shape } from "../viewer/viewer";
 import { Icon } from "./Icon";
 import { Slider } from "./Slider";
@@ -24,12 +26,16 @@ interface Props {
   children?: ComponentChildren;
   /** Buttons at the end of the bar. */
   tools?: ComponentChildren;
+  /** Lines and zones over the picture, and the pen while one is drawn. */
+  marks?: readonly Mark[];
+  pen?: Pen | null;
   /** Gets the viewer, for what only its owner asks of it. */
   handle?: RefObject<Viewer | null>;
   onHover?(id: number | null): void;
   onChoose?(id: number | null): void;
   onDivide?(share: number): void;
   onEdit?(shapes: readonly Shape[]): void;
+  onPen?(at: Point | null): void;
 }
 
 /** The viewer with its bar: a picture of any source, boxes over it, and what can be done with them. */
@@ -50,6 +56,7 @@ export function Stage(props: Props) {
       choose: (id) => latest.current.onChoose?.(id),
       divide: (share) => latest.current.onDivide?.(share),
       edit: (edited) => latest.current.onEdit?.(edited),
+      pen: (at) => latest.current.onPen?.(at),
       zoom: setScale,
     });
     viewer.current = made;
@@ -67,6 +74,8 @@ export function Stage(props: Props) {
   useLayoutEffect(() => viewer.current?.setLabels(props.labels), [props.labels]);
   useLayoutEffect(() => viewer.current?.setDivider(props.divider ?? 0.5), [props.divider]);
 
+  useLayoutEffect(() => viewer.current?.setMarks(props.marks ?? []), [props.marks]);
+  useLayoutEffect(() => viewer.current?.setPen(props.pen ?? null), [props.pen]);
   useLayoutEffect(() => {
     if (props.handle) props.handle.current = viewer.current;
   }, []);

@@ -50,7 +50,7 @@ export function watchSelection(): void {
     queue.refresh();
   });
   effect(() => {
-    if (store.highlighted.value && !store.counts.value.some(([name]) => name === store.highlighted.value)) {
+    if (store.view.value === "pictures" && store.highlighted.value && !store.counts.value.some(([name]) => name === store.highlighted.value)) {
       store.highlighted.value = null;
     }
   });

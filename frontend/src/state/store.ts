@@ -96,12 +96,14 @@ export function shapesOf(found: Found | null): readonly Shape[] {
 export const shapes = computed(() => corrected.value ?? shapesOf(selected.value?.found ?? null));
 export const comparedShapes = computed(() => shapesOf(comparedFound.value));
 
-/** Objects shown, by class, the most frequent first. */
-export const counts = computed<readonly (readonly [string, number])[]>(() => {
+/** Objects by class, the most frequent first. */
+export function countsOf(boxes: readonly Shape[]): readonly (readonly [string, number])[] {
   const found = new Map<string, number>();
-  for (const { name } of shapes.value) found.set(name, (found.get(name) ?? 0) + 1);
+  for (const { name } of boxes) found.set(name, (found.get(name) ?? 0) + 1);
   return [...found].sort((a, b) => b[1] - a[1] || a[0].localeCompare(b[0]));
-});
+}
+
+export const counts = computed(() => countsOf(shapes.value));
 
 /** Classes in the selected picture, whatever their score: those that can have a slider of their own. */
 export const classesHere = computed(() => {

@@ -76,7 +76,8 @@ export function drawLabel(context: Context, shape: Shape, view: Transform, stage
   drawPlate(context, label(shape), colourOf(shape.classId), { x, y }, stage, grown);
 }
 
-function drawPlate(context: Context, text: string, colour: string, at: Point, stage: Size, grown: number): void {
+/** Words on a coloured plate, kept on the stage. */
+export function drawPlate(context: Context, text: string, colour: string, at: Point, stage: Size, grown: number): void {
   context.save();
   context.font = FONT.replace("13px", `${13 * grown}px`);
   context.textBaseline = "middle";

@@ -26,6 +26,7 @@ import {
   type Xyxy,
 } from "./geometry";
 import type { Levels } from "./levels";
+import { drawMarks, drawPen, type Mark, type Pen } from "./marks";
 import { Tiles } from "./tiles";
 
 /** A box as the viewer shows it. `id` tells it from the others of its picture. */
@@ -50,6 +51,8 @@ export interface ViewerEvents {
   divide?(share: number): void;
   zoom?(scale: number): void;
   edit?(shapes: readonly Shape[]): void;
+  /** A point was set with the pen, in shares of the picture's sides; null: it was put down. */
+  pen?(at: Point | null): void;
 }
 
 /** The class that new boxes get. */
@@ -96,6 +99,9 @@ export class Viewer {
   private chosen: number | null = null;
   private edits: Edits | null = null;
   private brush: Brush = { name: "", classId: 0 };
+  private marks: readonly Mark[] = [];
+  private pen: Pen | null = null;
+  private cursor: Point = { x: 0.5, y: 0.5 };
 
   private stage: Size = { width: 1, height: 1 };
   /** Lines and letters on the canvas are as many times as wide as the page's letters are larger than usual. */
@@ -192,6 +198,20 @@ export class Viewer {
     if (brush) this.brush = brush;
     if (Boolean(brush) === Boolean(this.edits)) return;
     this.edits = brush ? new Edits(this.shapes, this.picture) : null;
+    this.redraw("overlay");
+  }
+
+  /** Show lines and zones. */
+  setMarks(marks: readonly Mark[]): void {
+    this.marks = marks;
+    this.redraw("overlay");
+  }
+
+  /** Let points be set, with the pointer or with arrows and Enter; null ends it. */
+  setPen(pen: Pen | null): void {
+    if (pen && !this.pen) this.cursor = { x: 0.5, y: 0.5 };
+    this.pen = pen;
+    this.host.dataset["pen"] = pen?.kind ?? "";
     this.redraw("overlay");
   }
 
@@ -367,6 +387,8 @@ export class Viewer {
     } else {
       this.drawSide(context, this.current, 0, this.stage.width);
     }
+    drawMarks(context, this.marks, this.picture, this.view, this.stage);
+    if (this.pen) drawPen(context, this.pen, this.cursor, this.picture, this.view);
     if (this.drag?.kind === "frame" || this.drag?.kind === "draw") {
       const colour = this.drag.kind === "frame" ? "#fff" : colourOf(this.brush.classId);
       drawFrame(context, spanned(this.drag.from, this.drag.to, this.picture), this.view, colour);
@@ -426,12 +448,23 @@ export class Viewer {
       this.drag = null;
       return;
     }
+    if (event.button === 0 && this.pen) {
+      this.cursor = this.shareOf(at);
+      this.events.pen?.(this.cursor);
+      return;
+    }
     if (event.button === 0 && this.isDouble(at)) {
       this.fit();
       return;
     }
     this.drag = this.begun(event, at);
     this.host.dataset["drag"] = this.drag?.kind ?? "";
+  }
+
+  /** A point of the screen in shares of the picture's sides, inside it. */
+  private shareOf(at: Point): Point {
+    const { x, y } = toPicture(at, this.view);
+    return { x: clamp(x / this.picture.width, 0, 1), y: clamp(y / this.picture.height, 0, 1) };
   }
 
   private isDouble(at: Point): boolean {
@@ -476,6 +509,11 @@ export class Viewer {
   }
 
   private point(at: Point, near: number): void {
+    if (this.pen) {
+      this.cursor = this.shareOf(at);
+      this.redraw("overlay");
+      return;
+    }
     this.hover(this.hit(at, 2)?.id ?? null);
     const chosen = this.edits && this.current.find((shape) => shape.id === this.chosen);
     const handle = chosen && this.handleAt(chosen, toPicture(at, this.view), near);
@@ -609,6 +647,7 @@ export class Viewer {
   /** Whether the key means something here. */
   private pressed(event: KeyboardEvent): boolean {
     const arrow = ARROWS[event.key];
+    if (this.pen && this.penned(this.pen, event)) return true;
     if (arrow) return this.arrow(arrow, event);
     if (event.ctrlKey || event.metaKey) return this.takenBack(event);
     if (event.altKey) return false;
@@ -648,6 +687,30 @@ export class Viewer {
       default:
         return false;
     }
+  }
+
+  /** The pen by keyboard: arrows move it, Enter sets a point, Escape puts it down. */
+  private penned({ kind, points }: Pen, event: KeyboardEvent): boolean {
+    const arrow = ARROWS[event.key];
+    if (arrow) {
+      const pixels = (event.shiftKey ? 40 : 8) / this.view.scale;
+      this.cursor = {
+        x: clamp(this.cursor.x + (arrow[0] * pixels) / this.picture.width, 0, 1),
+        y: clamp(this.cursor.y + (arrow[1] * pixels) / this.picture.height, 0, 1),
+      };
+      this.redraw("overlay");
+      return true;
+    }
+    if (event.key === "Enter" || event.key === " ") {
+      // The same point again ends a zone.
+      const last = points[points.length - 1];
+      const ends = kind === "zone" && last && last.x === this.cursor.x && last.y === this.cursor.y;
+      this.events.pen?.(ends && points[0] ? points[0] : this.cursor);
+      return true;
+    }
+    if (event.key !== "Escape") return false;
+    this.events.pen?.(null);
+    return true;
   }
 
   private takenBack(event: KeyboardEvent): boolean {
