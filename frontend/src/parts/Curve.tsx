@@ -29,6 +29,13 @@ interface Props {
 
 const WIDTH = 400;
 const WHOLE = [0, 1, 2, 3, 4, 5, 6].flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power));
+const [MINUTE, HOUR, DAY] = [60, 3600, 86_400];
+const SECONDS = [
+  ...[1, 2, 5, 10, 30],
+  ...[1, 2, 5, 10, 30].map((minutes) => minutes * MINUTE),
+  ...[1, 2, 3, 6, 12].map((hours) => hours * HOUR),
+  ...[1, 2, 5, 10, 20, 50, 100].map((days) => days * DAY),
+];
 
 /** Values over time or rounds. */
 export function Curve(props: Props) {
@@ -75,9 +82,9 @@ function options({ of, xName, lines, near = false, height = 180, digits = 0 }: P
   };
   const time = (seconds: number, span: number) =>
     new Date(1000 * seconds).toLocaleString(locale, {
-      ...(span > 86_400 ? { day: "numeric", month: "short" } : {}),
-      ...(span < 4 * 86_400 ? { hour: "2-digit", minute: "2-digit" } : {}),
-      ...(span < 900 ? { second: "2-digit" } : {}),
+      ...(span > DAY ? { day: "numeric", month: "short" } : {}),
+      ...(span < 4 * DAY ? { hour: "2-digit", minute: "2-digit" } : {}),
+      ...(span < 15 * MINUTE ? { second: "2-digit" } : {}),
     });
   const xValue = (value: number, span: number) => (of === "time" ? time(value, span) : String(value));
   return {
@@ -92,7 +99,7 @@ function options({ of, xName, lines, near = false, height = 180, digits = 0 }: P
         ...axis,
         size: 30,
         space: 70,
-        ...(of === "round" ? { incrs: [1, 2, 5, 10, 20, 50, 100] } : {}),
+        incrs: of === "round" ? WHOLE : SECONDS,
         values: (plot, splits) => {
           const { min = 0, max = 0 } = plot.scales["x"]!;
           return splits.map((value) => xValue(value, (max ?? 0) - (min ?? 0)));
@@ -107,7 +114,7 @@ function options({ of, xName, lines, near = false, height = 180, digits = 0 }: P
       },
     ],
     series: [
-      { label: xName, value: (_, value) => (value === null ? "–" : xValue(value, 86_399)) },
+      { label: xName, value: (_, value) => (value === null ? "–" : xValue(value, DAY)) },
       ...lines.map(
         (line): uPlot.Series => ({
           label: line.name,
