@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import contribution
 import page
 import pooled_peer
 import real_sites
 import server_load
+import stragglers
 import training_accuracy
 import views_accuracy
 from cells import RESULTS, Claim, commit
@@ -245,7 +247,8 @@ def main() -> None:
         for name, cells in (("demo", "three_sites"), ("streets", "streets"), ("bccd", "bccd")):
             fill(RESULTS.parents[1] / readme, name, read(cells))
     compared, views, peer = read("training_accuracy"), read("views_accuracy"), read("pooled_peer")
-    own = read("streets_own")
+    own, slow = read("streets_own"), read("stragglers")
+    wrong = {name: read(f"contribution_{name}") for name in ("bccd", "pcb")}
     lines = [
         "# Results",
         "",
@@ -279,6 +282,28 @@ def main() -> None:
             read("round_cost"),
         ),
         *of_overhead(read("round_overhead")),
+        *of_claims(
+            "A slow site, with a deadline and asynchronously",
+            "python benchmarks/stragglers.py",
+            slow,
+            stragglers.claims_of(list(slow.values())) if slow else None,
+        ),
+        *(
+            line
+            for name, cells in wrong.items()
+            for line in of_claims(
+                f"A site with wrong labels, {name}",
+                f"python benchmarks/contribution.py --only {name}",
+                cells,
+                contribution.claims_of(name, list(cells.values())) if cells else None,
+            )
+        ),
+        *of_claims(
+            "Simulation, beside Flower's",
+            "python benchmarks/simulation.py --peer-python PYTHON",
+            read("simulation"),
+        ),
+        *of_claims("A hundred nodes", "python benchmarks/scale.py", read("scale")),
         *of_faults(read("faults")),
         *of_claims(
             "Speed and memory of local training, against Ultralytics' trainer",
