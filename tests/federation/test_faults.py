@@ -187,6 +187,43 @@ def test_a_node_that_comes_back_after_the_deadline_is_asked_again_only_where_som
         nothing_said_that_should_not_be(deployment)
 
 
+@pytest.mark.slow
+def test_a_node_that_stands_still_is_merged_late_and_then_in_time_again(tmp_path: Path) -> None:
+    with deployed(tmp_path) as deployment:
+        deployment.start_coordinator(rounds=300, min_nodes=2, deadline=15, late="next_round", max_staleness=100)
+        for node in "ABC":
+            deployment.start_node(node, seconds=1.0)
+
+        def whole() -> list[Event]:
+            return [event for event in deployment.of("round_started") if event["cohort"] == ["A", "B", "C"]]
+
+        deployment.wait(whole, "the three were never asked together")
+        # The node is stopped, Flower's process beside it is not: for the coordinator it is there and slow.
+        deployment.processes["B"].send_signal(signal.SIGSTOP)
+        try:
+            deployment.wait(lambda: deployment.of("update_late"), "B was not missed")
+            (late,) = deployment.of("update_late")
+            assert (late["node"], late["reason"]) == ("B", "no answer within 15 s")
+            deployment.wait_for_round(late["round"])
+            number = late["round"] + 1
+            deployment.wait(lambda: deployment.of("round_started")[-1]["round"] >= number, "no round without B")
+            (next_one,) = [event for event in deployment.of("round_started") if event["round"] == number]
+            assert next_one["cohort"] == ["A", "C"]
+        finally:
+            deployment.processes["B"].send_signal(signal.SIGCONT)
+
+        def of_b() -> list[Event]:
+            events = deployment.of("update_received")
+            return [event for event in events if event["node"] == "B" and event["round"] > late["round"]]
+
+        deployment.wait(lambda: len(of_b()) > 1, "B takes no part any more", seconds=90.0)
+        merged, again = of_b()[:2]
+        assert merged["staleness"] == merged["round"] - late["round"]
+        assert merged["seconds"] > 15
+        assert "staleness" not in again
+        nothing_said_that_should_not_be(deployment)
+
+
 small_disk = pytest.mark.skipif(not small_disks(), reason="this machine does not let us mount a small disk")
 
 
