@@ -448,6 +448,11 @@ def check_training_fits_rounds(train: TrainSection, federation: FederationSectio
         except ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise ValueError(f"federation.per_node.{node} does not go with train: {reason}") from error
+    if federation.simulation.nodes and train.cache_views:
+        raise ValueError(
+            "train.cache_views does not go with federation.simulation.nodes: every virtual node would keep views of its"
+            " own on the disk"
+        )
     if federation.finetune_mix < 1 and train.batchnorm != "frozen":
         raise ValueError(
             "federation.finetune_mix below 1 needs train.batchnorm frozen: the mean of two models' statistics is not"

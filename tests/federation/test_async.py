@@ -159,6 +159,16 @@ def test_every_node_goes_on_for_itself_after_the_last_round(tmp_path: Path, lane
     assert not log.of("warning")
 
 
+def test_a_node_that_is_lost_does_not_hold_up_what_comes_after_the_rounds(
+    tmp_path: Path, lanes: Callable[..., Lanes]
+) -> None:
+    log = Log()
+    transport = lanes(lambda r: math.inf if "-1-fit-B" in r.request_id else 2.0)
+    hold(tmp_path, transport=transport, emit=log, rounds=2, every=9, finetune_after=1, deadline=50, **ASYNC)
+    assert sorted(e["node"] for e in log.of("finetuned")) == ["A", "B", "C"]
+    assert transport.clock.now < 40
+
+
 def test_by_default_half_of_those_at_work_end_a_round(tmp_path: Path) -> None:
     log = Log()
     transport = LocalTransport(clients(tmp_path / "nodes", nodes="ABCDE"))

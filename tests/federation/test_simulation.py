@@ -177,6 +177,15 @@ def test_tests_by_a_few_nodes_do_not_go_with_the_best_round() -> None:
         validate(CoordinatorConfig, {"name": "x", "names": ["car"], **values})
 
 
+def test_views_are_not_kept_for_each_virtual_node() -> None:
+    values = {
+        "train": {"cache_views": 2, "freeze": 22},
+        "federation": {"engine": "simulation", "simulation": {"nodes": 9}},
+    }
+    with pytest.raises(ConfigError, match=r"cache_views does not go with federation\.simulation\.nodes"):
+        validate(RunConfig, {"name": "x", "sites": [{"node_id": "A", "data": "a"}], **values})
+
+
 def test_a_coordinator_simulates_nothing() -> None:
     with pytest.raises(ConfigError, match="a coordinator's nodes are on machines of their own"):
         validate(CoordinatorConfig, {"name": "x", "names": ["car"], "federation": {"engine": "simulation"}})

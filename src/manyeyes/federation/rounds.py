@@ -362,7 +362,11 @@ class _Rounds:
         for asked, _ in self.came_late:
             self._tell_too_late(asked)
         self.came_late.clear()
-        self.transport.cancel([asked.request_id for asked in self.ledger.overdue()])
+        overdue = [asked.request_id for asked in self.ledger.overdue()]
+        self.transport.cancel(overdue)
+        if self.asynchronous:
+            # Who was still at work is asked for what comes after the rounds like the others.
+            self.ledger.withdraw(overdue)
 
     def _tell_too_late(self, asked: Asked) -> None:
         reason = "came after the last round had been merged"
