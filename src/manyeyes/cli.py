@@ -55,6 +55,13 @@ access_app = typer.Typer(
 )
 app.add_typer(access_app, name="access")
 
+models_app = typer.Typer(
+    no_args_is_help=True,
+    help="See the models of a site's server and choose among them; it may be running, and then changes within seconds.",
+    rich_markup_mode="markdown",
+)
+app.add_typer(models_app, name="models")
+
 
 class Layout(StrEnum):
     """Dataset layouts that can be written."""
@@ -128,6 +135,7 @@ CoordinatorFolder = Annotated[Path, typer.Option("--folder", help="The coordinat
 State = Annotated[Path, typer.Option("--state", "--folder", help="The coordinator's state folder.")]
 StateConfig = Annotated[Path | None, typer.Option("--config", help="Its YAML file, which names state and run.")]
 ServeState = Annotated[Path, typer.Option("--state", help="The server's state folder.")]
+ModelHash = Annotated[str, typer.Argument(metavar="HASH", help="Its hash, or how it begins.", show_default=False)]
 Names = Annotated[list[str], typer.Option("--name", help="Host name or IP address that nodes reach it by. Repeatable.")]
 NodeId = Annotated[str, typer.Argument(help="The node's name in the federation.")]
 _LIMITS = "What this site allows"
@@ -555,6 +563,105 @@ def access_revoke(
 
     Access(state).revoke_token(name)
     print(f"{name} has no pass any more.")  # noqa: T201
+
+
+@models_app.command("list", epilog="Examples: `manyeyes models list`  ·  `manyeyes models list --state serve --json`")
+def models_list(state: ServeState = Path("serve"), as_json: Json = False) -> None:
+    """Show the models of a site, the newest first; exit code 2 if any of it is damaged or was tampered with."""
+    from manyeyes.registry import open_registry
+    from manyeyes.web.models import list_values, model_answers, show_models
+
+    registry = open_registry(state)
+    answers, damage = model_answers(registry), registry.damage()
+    if as_json:
+        _print_json(list_values(answers, damage))
+    else:
+        show_models(answers, damage, Console())
+    if damage:
+        raise typer.Exit(2)
+
+
+@models_app.command("show", epilog="Examples: `manyeyes models show 3fa9c2`  ·  `manyeyes models show 3fa9c2 --json`")
+def models_show(name: ModelHash, state: ServeState = Path("serve"), as_json: Json = False) -> None:
+    """Show all that is known of one model, after its files were compared with its hash."""
+    from manyeyes.registry import open_registry
+
+    registry = open_registry(state)
+    chosen = registry.entry(name).hash
+    registry.path(chosen)
+    _tell_model(registry, chosen, as_json)
+
+
+def _tell_model(registry: Any, chosen: str, as_json: bool) -> None:
+    from manyeyes.web.models import model_answers, show_model
+
+    answer = next(answer for answer in model_answers(registry) if answer.hash == chosen)
+    if as_json:
+        _print_json(answer.model_dump())
+    else:
+        show_model(answer, Console())
+
+
+@models_app.command("promote", epilog="Example: `manyeyes models promote 3fa9c2 --state serve`")
+def models_promote(name: ModelHash, state: ServeState = Path("serve"), as_json: Json = False) -> None:
+    """Put a model to use, once it has passed its test; however good it is on this site's pictures."""
+    from manyeyes.registry import open_registry
+    from manyeyes.runtime.promotion import promote
+
+    registry = open_registry(state)
+    _tell_model(registry, promote(registry, name).hash, as_json)
+
+
+@models_app.command("rollback", epilog="Example: `manyeyes models rollback --state serve`")
+def models_rollback(state: ServeState = Path("serve"), as_json: Json = False) -> None:
+    """Put the model to use again that was used before."""
+    from manyeyes.registry import open_registry
+    from manyeyes.runtime.promotion import roll_back
+
+    registry = open_registry(state)
+    _tell_model(registry, roll_back(registry).hash, as_json)
+
+
+@models_app.command(
+    "forget",
+    epilog="Examples: `manyeyes models forget 3fa9c2`  ·  `manyeyes models forget --keep 10 --dry-run`  ·  "
+    "`manyeyes models forget --older-than 90 --yes --json`",
+)
+def models_forget(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[HASH]...", help="Their hashes, or how they begin.")
+    ] = None,
+    state: ServeState = Path("serve"),
+    older_than: Annotated[
+        float | None, typer.Option(metavar="DAYS", help="Those that came longer ago and that nobody needs.", min=0)
+    ] = None,
+    keep: Annotated[
+        int | None, typer.Option(metavar="N", help="Those that nobody needs beyond so many models.", min=1)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say which, and delete nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete models. The one in use, the one before it, that for the night and the second opinion stay.
+
+    With --older-than and --keep those go first that were never used, and the newest model stays.
+    """
+    from manyeyes.registry import open_registry
+    from manyeyes.web.models import chosen_to_forget
+
+    registry = open_registry(state)
+    chosen = chosen_to_forget(registry, names or (), days=older_than, keep=keep)
+    if as_json:
+        _print_json(chosen)
+    else:
+        for name in chosen:
+            print(f"{name}  {registry.label(name)}")  # noqa: T201
+    if dry_run or not chosen:
+        return
+    if not names:
+        _ask(f"Delete {len(chosen)} models?", yes)
+    for name in chosen:
+        registry.forget(name)
 
 
 @app.command(

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
+import re
 import shutil
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from manyeyes.errors import ResourceError, WeightsError
+from manyeyes.errors import ConfigError, ResourceError, WeightsError
 from manyeyes.runtime.model_file import ModelInfo, file_hash, parts_of
 from manyeyes.weights import write_atomically
 
-__all__ = ["MODELS", "Entry", "Made", "Registry"]
+__all__ = ["FIRST", "MODELS", "Entry", "Held", "Made", "Registry", "open_registry"]
 
 MODELS = "models"
 """Name of the registry's folder in the state folder of a server."""
 
+Held = Literal["night", "second opinion"]
+"""What a server needs a model for beside the one in use."""
+
 _ABOUT = "about.json"
 _USE = "use.json"
+_HELD = "held.json"
+_LOCK = "lock"
 # How far back one can go.
 _REMEMBERED = 20
 _HASH_LENGTH = 64
+_HASH = re.compile(rf"[0-9a-f]{{{_HASH_LENGTH}}}")
+_DAY = 86_400.0
+
+FIRST = "there is no model to go back to: this one is the first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +69,11 @@ class Entry:
     map50: float | None = None
     parents: tuple[str, ...] = ()
 
+    @property
+    def origin(self) -> Literal["federation", "file"]:
+        """Whether a federation made it, or somebody put its file here, at this machine."""
+        return "file" if self.run is None else "federation"
+
 
 @dataclass(frozen=True, slots=True)
 class Made:
@@ -67,10 +86,13 @@ class Made:
 
 
 _ENTRY = TypeAdapter(Entry)
+_OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+_NAMES = TypeAdapter(list[str])
+_HELD_FORM: TypeAdapter[dict[Held, str]] = TypeAdapter(dict[Held, str])
 
 
 class Registry:
-    """A folder of exported models, and which of them is used; many threads may ask.
+    """A folder of exported models, and which of them is used; many threads and processes may ask.
 
     Args:
         folder: made when the first model comes.
@@ -78,7 +100,7 @@ class Registry:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
 
     def add(self, path: Path, *, label: str | None = None, made: Made | None = None) -> Entry:
         """Copy an exported model in; one that is here already is only looked up.
@@ -94,7 +116,7 @@ class Registry:
         """
         parts = parts_of(path)
         name = file_hash(path)
-        with self._lock:
+        with self._changing():
             if self._holds(name):
                 return self.entry(name)
             num_bytes = sum(part.stat().st_size for part in parts)
@@ -103,6 +125,18 @@ class Registry:
                 entry = replace(entry, **asdict(made))
             self._copy_in(path, entry)
         return entry
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Nobody else changes the registry in this block: no thread, and no other process, such as the site's node."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            file = (self._folder / _LOCK).open("a")
+        except OSError as error:
+            raise ResourceError(f"cannot be written ({error.strerror})", file=self._folder) from error
+        with self._lock, file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _holds(self, name: str) -> bool:
         """Whether a model is here, whole; what a power cut left of one makes room."""
@@ -117,13 +151,13 @@ class Registry:
 
     def _copy_in(self, path: Path, entry: Entry) -> None:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self._folder, prefix=".") as temporary:
                 fresh = Path(temporary) / entry.hash
                 fresh.mkdir()
                 for part in parts_of(path):
                     shutil.copyfile(part, fresh / (f"model{part.suffix}" if path.is_file() else part.name))
                 values = {**asdict(entry), "info": entry.info.model_dump()}
+                values["digest"] = _digest(values)
                 write_atomically(fresh / _ABOUT, json.dumps(values, indent=1) + "\n")
                 fresh.replace(self._folder / entry.hash)
         except OSError as error:
@@ -134,12 +168,16 @@ class Registry:
     def entries(self) -> list[Entry]:
         """All models, the newest first; a damaged one is left out."""
         found = []
-        for about in self._folder.glob(f"{'[0-9a-f]' * _HASH_LENGTH}/{_ABOUT}"):
-            try:
-                found.append(_read(about))
-            except WeightsError:
-                continue
+        for name in self._hashes():
+            with suppress(WeightsError):
+                found.append(_read(self._folder / name / _ABOUT))
         return sorted(found, key=lambda entry: (-entry.added, entry.hash))
+
+    def _hashes(self) -> list[str]:
+        """Names of the folders here that a model may lie in."""
+        with suppress(OSError):
+            return sorted(path.name for path in self._folder.iterdir() if _HASH.fullmatch(path.name))
+        return []
 
     def entry(self, name: str) -> Entry:
         """One model by its hash, or by the first letters of it that no other has.
@@ -147,13 +185,12 @@ class Registry:
         Raises:
             WeightsError: there is none, or several.
         """
-        fitting = [entry for entry in self.entries() if name and entry.hash.startswith(name)]
-        if len(fitting) != 1:
-            raise WeightsError(
-                f"{'several models' if fitting else 'no model'} here: hash begins with {name[:_HASH_LENGTH]!r}",
-                cure="Look at the list of models.",
-            )
-        return fitting[0]
+        entries = {entry.hash: entry for entry in self.entries()}
+        return entries[_only(entries, name)]
+
+    def label(self, name: str) -> str:
+        """What people call a model; the beginning of its hash where what was written of it is damaged."""
+        return next((entry.label for entry in self.entries() if entry.hash == name), name[:12])
 
     def path(self, name: str) -> Path:
         """Where a model lies, after its files were compared with its hash.
@@ -188,13 +225,48 @@ class Registry:
 
     @property
     def used(self) -> list[str]:
-        """Hashes of the models that were put to use: the present one first, then what was used before it."""
-        try:
-            names = json.loads((self._folder / _USE).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return []
+        """Hashes of the models that were put to use: the present one first, then what was used before it.
+
+        Those that are not here any more are left out; a damaged list is as good as none.
+        """
         here = {entry.hash for entry in self.entries()}
-        return [name for name in names if isinstance(name, str) and name in here] if isinstance(names, list) else []
+        return [name for name in self._listed() if name in here]
+
+    @property
+    def wanted(self) -> str | None:
+        """The model that the list of used ones names first, be it here or not; None where nothing is listed."""
+        return next(iter(self._listed()), None)
+
+    @property
+    def previous(self) -> str | None:
+        """The model to go back to; None where there is none."""
+        here = {entry.hash for entry in self.entries()}
+        return next((name for name in self._listed()[1:] if name in here), None)
+
+    def check_used(self) -> None:
+        """Refuse a list of used models that is damaged: of such a one it is not known what is in use.
+
+        Raises:
+            WeightsError: it is damaged.
+        """
+        self._read_used()
+
+    def _listed(self) -> list[str]:
+        with suppress(WeightsError):
+            return self._read_used()
+        return []
+
+    def _read_used(self) -> list[str]:
+        path = self._folder / _USE
+        try:
+            names = _NAMES.validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return []
+        except (OSError, ValidationError) as error:
+            raise _damaged_use(path) from error
+        if not all(_HASH.fullmatch(name) for name in names):
+            raise _damaged_use(path)
+        return names
 
     def use(self, name: str) -> None:
         """From now on this model is the one in use.
@@ -203,26 +275,183 @@ class Registry:
             WeightsError: there is none.
             ResourceError: the folder cannot be written.
         """
-        with self._lock:
-            chosen = self.entry(name).hash
-            before = [other for other in self.used if other != chosen]
-            self._write_used([chosen, *before][:_REMEMBERED])
+        chosen = self.entry(name).hash
+        with self._changing():
+            self._put_first(chosen, self._listed())
 
-    def drop_used(self) -> None:
+    def drop_used(self, name: str | None = None, *, back_to: str | None = None) -> None:
         """The model in use is not any more: the one before it is.
+
+        Args:
+            name: hash of that model; if another is in use by now, nothing is changed. None: whichever it is.
+            back_to: hash of the one that is used again; default: the one before it.
 
         Raises:
             WeightsError: there was none before it.
             ResourceError: the folder cannot be written.
         """
-        with self._lock:
-            used = self.used
-            if len(used) < 2:
-                raise WeightsError("there is no model to go back to: this one is the first")
-            self._write_used(used[1:])
+        with self._changing():
+            listed = self._listed()
+            if name is not None and listed[:1] != [name]:
+                return
+            back = back_to or self.previous
+            if back is None:
+                raise WeightsError(FIRST)
+            self._put_first(back, listed[1:])
+
+    def _put_first(self, name: str, others: Iterable[str]) -> None:
+        here = set(self._hashes())  # a damaged one keeps its place: it may be mended
+        names = [name, *(other for other in others if other != name and other in here)]
+        self._write_used(names[:_REMEMBERED])
 
     def _write_used(self, names: list[str]) -> None:
-        write_atomically(self._folder / _USE, json.dumps(names, indent=1) + "\n")
+        path = self._folder / _USE
+        try:
+            self._read_used()
+        except WeightsError:  # somebody may want to know what it was
+            with suppress(OSError):
+                path.replace(path.with_suffix(".damaged"))
+        write_atomically(path, json.dumps(names, indent=1) + "\n")
+
+    @property
+    def held(self) -> dict[Held, str]:
+        """Hashes of the models that the server needs beside the one in use, by what for; as of its last start."""
+        try:
+            return _HELD_FORM.validate_json((self._folder / _HELD).read_bytes())
+        except (OSError, ValidationError):
+            return {}
+
+    def hold(self, models: Mapping[Held, str]) -> None:
+        """Say which models the server needs beside the one in use, so that nobody deletes them.
+
+        Raises:
+            ResourceError: the folder cannot be written.
+        """
+        if models != self.held:
+            write_atomically(self._folder / _HELD, json.dumps(dict(models), indent=1) + "\n")
+
+    def forget(self, name: str) -> str:
+        """Delete a model, damaged or not.
+
+        Args:
+            name: its hash, or the first letters of it that no other has.
+
+        Returns:
+            Its hash.
+
+        Raises:
+            WeightsError: there is none, or several; or it is in use, the one to go back to, or held.
+            ResourceError: it cannot be deleted.
+        """
+        with self._changing():
+            chosen = self.forgettable(name)
+            self._delete(chosen)
+        return chosen
+
+    def forgettable(self, name: str) -> str:
+        """The hash of a model, damaged or not, that can be forgotten; see `forget`.
+
+        Raises:
+            WeightsError: there is none, or several; or it is in use, the one to go back to, or held.
+        """
+        chosen = _only(self._hashes(), name)
+        if reason := self._needed().get(chosen):
+            raise WeightsError(
+                f"is {reason}, and stays", file=self._folder / chosen, cure="Put another model to use first."
+            )
+        return chosen
+
+    def _needed(self) -> dict[str, str]:
+        """Hashes of the models that must stay → why."""
+        reasons: dict[str | None, str] = {name: f"the model for the {what}" for what, name in self.held.items()}
+        reasons |= {self.previous: "the model to go back to", self.wanted: "the model in use"}
+        return {name: reason for name, reason in reasons.items() if name}
+
+    def _delete(self, name: str) -> None:
+        gone = self._folder / f".{name}"
+        try:
+            # First out of sight: of a model that is half deleted nobody must find the other half.
+            (self._folder / name).replace(gone)
+            shutil.rmtree(gone)
+        except OSError as error:
+            raise ResourceError(f"cannot be deleted ({error.strerror})", file=self._folder / name) from error
+
+    def spare(self, *, days: float | None = None, keep: int | None = None, run_only: bool = False) -> list[Entry]:
+        """Models that nobody needs, as a rule that bounds the registry would have it: those to `forget`.
+
+        What was never used goes before what was, and the older before the newer; never the newest, or one that
+        must stay.
+
+        Args:
+            days: only such as came longer ago.
+            keep: only as many as there are beyond this number.
+            run_only: of those that a federation made alone; others are not counted either.
+        """
+        used, needed = self.used, self._needed()
+        entries = [entry for entry in self.entries() if not run_only or entry.origin == "federation"]
+        order = {name: place for place, name in enumerate(reversed(used))}
+        spare = sorted(
+            (entry for entry in entries[1:] if entry.hash not in needed),
+            key=lambda entry: (order.get(entry.hash, -1), entry.added),
+        )
+        if keep is not None:
+            spare = spare[: max(0, len(entries) - keep)]
+        latest = time.time() - _DAY * (days or 0)
+        return [entry for entry in spare if days is None or entry.added < latest]
+
+    def damage(self) -> list[WeightsError]:
+        """What here was tampered with or is damaged: each with file, reason and cure. Reads all files."""
+        found: list[WeightsError] = []
+        for name in self._hashes():
+            try:
+                _read(self._folder / name / _ABOUT)
+                self.path(name)
+            except WeightsError as error:
+                found.append(error)
+        try:
+            names = self._read_used()
+        except WeightsError as error:
+            return [*found, error]
+        if names and names[0] not in self._hashes():
+            reason = "names a model as the one in use that is not here"
+            found.append(_damaged_use(self._folder / _USE, reason, key=names[0][:12]))
+        return found
+
+
+def open_registry(state: Path) -> Registry:
+    """The registry of a server that has had a model.
+
+    Args:
+        state: the server's state folder.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    folder = state / MODELS
+    if not folder.is_dir():
+        raise ConfigError("holds no models", file=state, key="--state", cure="Name the state folder of a server.")
+    return Registry(folder)
+
+
+def _only(names: Iterable[str], beginning: str) -> str:
+    """The one name that begins so.
+
+    Raises:
+        WeightsError: there is none, or several.
+    """
+    fitting = [name for name in names if beginning and name.startswith(beginning)]
+    if len(fitting) != 1:
+        raise WeightsError(
+            f"{'several models' if fitting else 'no model'} here: hash begins with {beginning[:_HASH_LENGTH]!r}",
+            cure="Look at the list of models.",
+        )
+    return fitting[0]
+
+
+def _damaged_use(path: Path, reason: str = "is damaged", key: str | None = None) -> WeightsError:
+    return WeightsError(
+        reason, file=path, key=key, cure="Say which model is to be used: `manyeyes models promote HASH`."
+    )
 
 
 def _info_of(path: Path) -> ModelInfo:
@@ -233,10 +462,21 @@ def _info_of(path: Path) -> ModelInfo:
 
 
 def _read(about: Path) -> Entry:
+    cure = f"Delete the folder {about.parent} and add the model again."
     try:
-        entry = _ENTRY.validate_json(about.read_bytes())
+        values = _OBJECT.validate_json(about.read_bytes())
+        # What an earlier version wrote has none.
+        digest = values.pop("digest", None)
+        entry = _ENTRY.validate_python(values)
     except (OSError, ValidationError) as error:
-        raise WeightsError("is damaged", file=about) from error
+        raise WeightsError("is damaged", file=about, cure=cure) from error
+    if digest not in (None, _digest(values)):
+        raise WeightsError("was changed since it was written", file=about, cure=cure)
     if entry.hash != about.parent.name:
-        raise WeightsError("belongs to another model", file=about)
+        raise WeightsError("belongs to another model", file=about, cure=cure)
     return entry
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 of what is said of a model: shows what was changed by hand or by the disk, not by a forger."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -192,7 +192,7 @@ def test_a_full_disk_does_not_keep_a_failing_model_in_use(
     host = site.host()
     host.use(site.models[1])
 
-    def full() -> None:
+    def full(*_: object, **__: object) -> None:
         raise ResourceError("cannot be written (No space left on device)")
 
     monkeypatch.setattr(site.registry, "drop_used", full)

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from manyeyes.errors import ManyeyesError, WeightsError
-from manyeyes.registry import Entry, Registry
+from manyeyes.registry import FIRST, Entry, Registry
 from manyeyes.runtime.beside import Beside
 from manyeyes.runtime.engine import Engine, Found, Scene
 from manyeyes.runtime.vision import MAX_IOU, MOST_PIXELS, Decoded, Picture, decode
 
-__all__ = ["Host", "Night", "Opener"]
+__all__ = ["Host", "Night", "Opener", "self_test"]
 
 Opener = Callable[[str], Engine]
 """Opens a model of the registry by its hash; raises `ManyeyesError` where it cannot."""
@@ -183,25 +183,32 @@ class Host:
                 return entry
             fresh = self._ready(entry.hash, like=self._serving.engine)
             self.registry.use(entry.hash)
-            self._serving = _Serving(fresh, before=self._serving.engine)
-            self.changes += 1
-            _log.info("model %s (%s) is in use", entry.hash[:12], entry.label)
+            self._change(entry, fresh)
             return entry
+
+    def _change(self, entry: Entry, fresh: Engine) -> None:
+        self._serving = _Serving(fresh, before=self._serving.engine)
+        self.changes += 1
+        _log.info("model %s (%s) is in use", entry.hash[:12], entry.label)
 
     def follow(self) -> None:
         """Change to the model that somebody else, such as this site's node, has put to use in the registry.
 
-        One that cannot be opened or fails its test is taken back there, and named in the log.
+        One that cannot be opened or fails its test is taken back there, and named in the log. A registry that does not
+        say any more what is in use changes nothing.
         """
-        wanted = next(iter(self.registry.used), None)
-        if wanted is None or wanted == self._serving.engine.model_hash:
+        wanted = self.registry.wanted
+        if wanted in (None, self._serving.engine.model_hash):
             return
-        try:
-            self.use(wanted)
-        except ManyeyesError as error:
-            _log.warning("model %s is not used: %s", wanted[:12], error)
-            self.taken_back += 1
-            self.registry.drop_used()
+        with self._changing:
+            now = self._serving.engine
+            try:
+                entry = self.registry.entry(wanted)
+                self._change(entry, self._ready(wanted, like=now))
+            except ManyeyesError as error:
+                _log.warning("model %s is not used: %s", wanted[:12], error)
+                self.taken_back += 1
+                self.registry.drop_used(wanted, back_to=now.model_hash)
 
     def roll_back(self) -> Entry:
         """Change to the model that was used before this one.
@@ -211,19 +218,19 @@ class Host:
             ManyeyesError: it cannot be opened or fails its test; the present one stays.
         """
         with self._changing:
-            used = self.registry.used
-            if len(used) < 2:
-                raise WeightsError("there is no model to go back to: this one is the first")
-            fresh = self._ready(used[1], like=self._serving.engine)
+            previous = self.registry.previous
+            if previous is None:
+                raise WeightsError(FIRST)
+            fresh = self._ready(previous, like=self._serving.engine)
             self.registry.drop_used()
             self._serving = _Serving(fresh)
             self.changes += 1
-            return self.registry.entry(used[1])
+            return self.registry.entry(previous)
 
     def _ready(self, model: str, like: Engine | None = None) -> Engine:
         """An engine that passed its test, warm for what pictures have come lately."""
         engine = self._opener(model)
-        _self_test(engine)
+        self_test(engine)
         for canvas in like.canvases if like else _USUAL_SIZES:
             engine.warm_up(canvas)
         return engine
@@ -273,12 +280,12 @@ class Host:
             self._serving = _Serving(serving.before)
             self.taken_back += 1
             try:
-                self.registry.drop_used()
+                self.registry.drop_used(serving.engine.model_hash, back_to=serving.before.model_hash)
             except ManyeyesError as error:  # a full disk is no reason not to answer
                 _log.warning("it will be tried again after the next start: %s", error)
 
 
-def _self_test(engine: Engine) -> None:
+def self_test(engine: Engine) -> None:
     """Whether what an engine gives for a noisy picture are boxes; warms it too.
 
     Raises:

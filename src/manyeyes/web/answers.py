@@ -128,13 +128,13 @@ class ModelAnswer(_Answer):
     night: bool = Field(description="whether it looks at night")
 
     @classmethod
-    def of(cls, entry: Entry, used: Sequence[str], night: str | None) -> ModelAnswer:
+    def of(cls, entry: Entry, used: Sequence[str], in_use: str | None, night: str | None) -> ModelAnswer:
         """From the registry's entry.
 
         Args:
             entry: of the model.
-            used: hashes of the models that were put to use, the present one first.
-            night: hash of the model for the night.
+            used: hashes of the models that were put to use.
+            in_use, night: hashes of the model in use, and of that for the night.
         """
         return cls(
             hash=entry.hash,
@@ -145,12 +145,12 @@ class ModelAnswer(_Answer):
             imgsz=entry.info.imgsz,
             precision=entry.info.precision,
             round=entry.round,
-            origin="file" if entry.run is None else "federation",
+            origin=entry.origin,
             run=entry.run,
             map50=entry.map50,
             parents=list(entry.parents),
             promoted=entry.hash in used,
-            in_use=[entry.hash] == list(used[:1]),
+            in_use=entry.hash == in_use,
             night=entry.hash == night,
         )
 

@@ -46,6 +46,7 @@ from manyeyes.web.counting_routes import add_counting_routes
 from manyeyes.web.edge import Edge, Wanted
 from manyeyes.web.jobs import Job
 from manyeyes.web.jpeg import drawn
+from manyeyes.web.models import model_answers
 from manyeyes.web.review_routes import add_review_routes
 from manyeyes.web.routing import (
     COOKIE,
@@ -303,8 +304,7 @@ def _models(router: APIRouter, edge: Edge) -> None:
     viewer, administrator = [needs(edge, Role.viewer)], [needs(edge, Role.administrator)]
 
     def answers() -> list[ModelAnswer]:
-        used, night = edge.registry.used, edge.host.night.model if edge.host.night else None
-        return [ModelAnswer.of(entry, used, night) for entry in edge.registry.entries()]
+        return model_answers(edge.registry)
 
     @router.get("/status", dependencies=viewer)
     def status(request: Request) -> StatusAnswer:
@@ -313,7 +313,7 @@ def _models(router: APIRouter, edge: Edge) -> None:
         return StatusAnswer(
             version=version("manyeyes"),
             model=engine.model_hash,
-            label=edge.registry.entry(engine.model_hash).label,
+            label=edge.registry.label(engine.model_hash),
             classes=list(engine.names),
             scene=edge.host.scene,
             ordered=edge.host.forced,

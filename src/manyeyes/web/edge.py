@@ -9,8 +9,8 @@ import re
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Hashable, Iterator, Mapping, Set
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
@@ -23,10 +23,10 @@ import anyio.to_thread
 from starlette.exceptions import HTTPException
 
 from manyeyes.datasets.overlay import OVERLAY, Overlay
-from manyeyes.errors import ConfigError, DataError, ManyeyesError
+from manyeyes.errors import ConfigError, DataError, ManyeyesError, WeightsError
 from manyeyes.federation.hours import DayHours
 from manyeyes.one_process import one_process
-from manyeyes.registry import MODELS, Registry
+from manyeyes.registry import MODELS, Held, Registry
 from manyeyes.runtime.archive import ArchiveLimits
 from manyeyes.runtime.engine import Engine, Found, open_engine
 from manyeyes.runtime.host import Host, Night
@@ -77,6 +77,7 @@ class Edge(Door):
         registry, host, history: its parts.
         stack: ends what is begun here.
         also: what else changes that is shown here; see `Events`.
+        second: hash of the model whose disagreement is looked for.
 
     Attributes:
         began: when, in seconds since 1970.
@@ -90,6 +91,7 @@ class Edge(Door):
         history: History,
         stack: ExitStack,
         also: Mapping[str, State],
+        second: str | None = None,
     ) -> None:
         super().__init__(config.state, config.limits.guesses, public=config.public)
         self.config, self.registry, self.host, self.history = config, registry, host, history
@@ -99,7 +101,8 @@ class Edge(Door):
         self.watching = anyio.CapacityLimiter(config.limits.connections)
         self._remembered: OrderedDict[str, tuple[float, Counter[str] | None]] = OrderedDict()
         self.overlay = Overlay(config.state / OVERLAY)
-        self.review = Review(config.state / "review", self.overlay, config.review, self._second_engine())
+        opened = cache(partial(_open, config, registry, second)) if second else None
+        self.review = Review(config.state / "review", self.overlay, config.review, opened)
         stack.callback(self.review.close)
         self.counting = StreamCounts(config.state)
         limits = config.limits
@@ -152,17 +155,6 @@ class Edge(Door):
         result = self.streams.latest(stream)
         return result.found if result else None
 
-    def _second_engine(self) -> Callable[[], Engine] | None:
-        """Opens the model whose disagreement is looked for, when it is first needed."""
-        wanted = self.config.review.second_model
-        if wanted is None:
-            return None
-        if re.fullmatch(MODEL_HASH, wanted):
-            model = self.registry.entry(wanted).hash
-        else:
-            model = self.registry.add(Path(wanted)).hash
-        return cache(partial(_open, self.config, self.registry, model))
-
     def _states(self) -> dict[str, Callable[[], Hashable]]:
         """What each part looks like, for `Events`; figures that change with every picture are not among it."""
         host, registry = self.host, self.registry
@@ -179,11 +171,24 @@ class Edge(Door):
 
     def _follow(self) -> None:
         """The node of this site is another process: what it puts to use is seen in the registry."""
-        while not self._ended.wait(_FOLLOW_SECONDS):
+        seen: tuple[int, ...] = ()
+        told: set[str] = set()
+        while True:
             try:
+                if seen != (seen := self.registry.version):
+                    told |= self._tell_damage(told)
                 self.host.follow()
             except ManyeyesError as error:
                 _log.warning("the registry: %s", error)
+            if self._ended.wait(_FOLLOW_SECONDS):
+                return
+
+    def _tell_damage(self, told: Set[str]) -> set[str]:
+        """Name in the log what was tampered with, each once."""
+        found = {str(error) for error in self.registry.damage()}
+        for text in sorted(found - told):
+            _log.warning("the registry: %s", text)
+        return found
 
     def _look(self, data: bytes, wanted: Wanted, *, source: str, name: str) -> tuple[Found, str | None]:
         try:
@@ -262,15 +267,28 @@ def open_edge(config: ServeConfig, also: Mapping[str, State] = MappingProxyType(
 
 def _opened(config: ServeConfig, also: Mapping[str, State]) -> Iterator[Edge]:
     registry = Registry(config.state / MODELS)
-    chosen = registry.add(config.model).hash if config.model else next(iter(registry.used), None)
-    if chosen is None:
-        raise ConfigError("no model is named, and none was used before", key="model", cure="manyeyes serve MODEL")
-    night = _night(config, registry)
+    chosen = registry.add(config.model).hash if config.model else _last_used(registry)
+    night, second = _night(config, registry), _second(config, registry)
+    models: dict[Held, str | None] = {"night": night.model if night else None, "second opinion": second}
+    registry.hold({what: name for what, name in models.items() if name})
     host = Host(registry, partial(_open, config, registry), chosen, night)
     with ExitStack() as stack:
         history = History(config.state, config.limits.history)
         stack.callback(history.close)
-        yield Edge(config, registry, host, history, stack, also)
+        yield Edge(config, registry, host, history, stack, also, second)
+
+
+def _last_used(registry: Registry) -> str:
+    """The model in use, or else the one used before it whose files are whole."""
+    registry.check_used()
+    for name in registry.used:
+        with suppress(WeightsError):
+            registry.path(name)
+            return name
+    raise next(
+        iter(registry.damage()),
+        ConfigError("no model is named, and none was used before", key="model", cure="manyeyes serve MODEL"),
+    )
 
 
 def _night(config: ServeConfig, registry: Registry) -> Night | None:
@@ -279,6 +297,14 @@ def _night(config: ServeConfig, registry: Registry) -> Night | None:
     hours = DayHours.parse(config.night.hours) if config.night.hours else None
     is_night = (lambda: hours.closes(datetime.now()) is not None) if hours else None
     return Night(registry.add(config.night.model).hash, is_night, config.night.darker_than)
+
+
+def _second(config: ServeConfig, registry: Registry) -> str | None:
+    """The model whose disagreement is looked for."""
+    wanted = config.review.second_model
+    if wanted is None:
+        return None
+    return registry.entry(wanted).hash if re.fullmatch(MODEL_HASH, wanted) else registry.add(Path(wanted)).hash
 
 
 def _open(config: ServeConfig, registry: Registry, model: str) -> Engine:
