@@ -107,6 +107,33 @@ def test_a_site_with_shuffled_labels_loses_its_weight_within_three_rounds(tmp_pa
     assert fourth["D"] < 0.5 * min(fourth[node] for node in "ABC")
 
 
+def test_what_it_lost_it_does_not_regain_by_doing_no_harm_any_more(tmp_path: Path) -> None:
+    log = Log()
+    hold(tmp_path, transport=one_wrong(tmp_path / "nodes"), emit=log, **{**JUDGED, "rounds": 16})
+    late = {
+        n: fmean(e["weight"] for e in log.of("update_received") if e["node"] == n and e["round"] > 8) for n in "ABCD"
+    }
+    assert late["D"] < 0.2
+    assert late["D"] < 0.5 * min(late[node] for node in "ABC")
+
+
+def test_a_site_that_mends_its_labels_counts_again(tmp_path: Path) -> None:
+    log = Log()
+    with pytest.raises(Interrupted):
+        hold(
+            tmp_path,
+            transport=one_wrong(tmp_path / "nodes"),
+            emit=log,
+            stop=lambda: "SIGTERM" if len(log.of("round_finished")) == 6 else None,
+            **{**JUDGED, "rounds": 24},
+        )
+    mended = LocalTransport(clients(tmp_path / "nodes", nodes="ABCD"))
+    hold(tmp_path, transport=mended, emit=log, resume=True, **{**JUDGED, "rounds": 24})
+    counted = {(e["round"], e["node"]): e["weight"] for e in log.of("update_received")}
+    wrong = fmean(counted[(number, "D")] for number in range(4, 7))
+    assert fmean(counted[(number, "D")] for number in range(12, 25)) > 2 * wrong
+
+
 @pytest.mark.parametrize("other", ["examples", "equal"])
 def test_the_honest_sites_are_better_off_than_with_other_weights(tmp_path: Path, other: str) -> None:
     log, without = Log(), Log()
@@ -177,7 +204,7 @@ def test_a_judge_that_fails_is_told_and_changes_nothing(tmp_path: Path) -> None:
     transport = _Watched(LocalTransport(clients(tmp_path / "nodes")), failing="B")
     hold(tmp_path, transport=transport, emit=log, **{**JUDGED, "rounds": 2})
     (warning,) = log.of("warning")
-    assert "could not test the model without" in warning["reason"]
+    assert "could not test the other model, to judge" in warning["reason"]
     assert "B" not in {e["by"] for e in log.of("contribution")}
 
 

@@ -8,6 +8,9 @@ like cancels out. Whose update it is moves on by one place a round: after n roun
 once, and itself once. A site that is unlike the others is of use to itself, if to nobody else, and that counts in the
 mean as well; one with wrong labels cannot even tell that it is.
 
+An update that hardly counts (by less than a half) does little harm any more, and would seem good to have. So the other
+model is then the one in which it counts in full, and its gain is what that has more than the round's model.
+
 A judge can tell another's update from the two models it holds. The coordinator sees every update in any case; that the
 nodes see some is the price of letting them judge.
 

@@ -343,6 +343,7 @@ class Merge:
         weight, of = self._counted(update, staleness, worth)
         rest = copy(self)
         rest._mean = self._mean.without(self._arrays(update), weight, of=of)
+        rest._counters = dict(self._counters)
         rest._merged_weight -= weight
         rest.num_updates -= 1
         return rest
