@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from manyeyes.datasets import Dataset, load_dataset
@@ -71,6 +74,84 @@ def test_a_model_in_use_that_is_damaged_is_worse_than_any(
     take_candidate(base, site, registry, run="x", round=1, promote="always")
     next(tmp_path.glob("*/model.onnx")).write_bytes(b"cut")
     assert take_candidate(worse, site, registry, run="y", round=2, promote="no_worse")
+
+
+def test_how_much_worse_a_model_may_be_is_said_by_the_site(
+    base: Template, worse: Template, site: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = Registry(tmp_path)
+    take_candidate(base, site, registry, run="x", round=1, promote="no_worse")
+    with caplog.at_level(logging.INFO):
+        assert not take_candidate(worse, site, registry, run="x", round=2, promote="no_worse")
+    told = re.search(r"mAP50-95 (0\.\d+) on this site's pictures, the model in use (0\.\d+): kept, not", caplog.text)
+    assert told
+    difference = float(told[2]) - float(told[1])
+    assert not take_candidate(worse, site, registry, run="x", round=2, promote="no_worse", margin=difference - 0.005)
+    assert take_candidate(worse, site, registry, run="x", round=2, promote="no_worse", margin=difference + 0.005)
+
+
+def test_without_pictures_to_compare_on_only_the_first_is_used_by_itself(
+    base: Template, worse: Template, site: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blind = replace(site, splits={"train": site.split("train")})
+    registry = Registry(tmp_path)
+    assert take_candidate(base, blind, registry, run="x", round=1, promote="no_worse")
+    assert not take_candidate(worse, blind, registry, run="x", round=2, promote="no_worse")
+    assert registry.entry(registry.used[0]).round == 1
+    assert f"`manyeyes models promote {registry.entries()[0].hash[:12]}` uses it" in caplog.text
+    assert take_candidate(worse, blind, registry, run="x", round=2, promote="always")
+
+
+def test_nothing_is_put_in_place_of_what_a_damaged_list_does_not_name(
+    base: Template, worse: Template, site: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = Registry(tmp_path)
+    take_candidate(base, site, registry, run="x", round=1, promote="no_worse")
+    (tmp_path / "use.json").write_text("[")
+    assert not take_candidate(worse, site, registry, run="x", round=2, promote="no_worse")
+    assert (tmp_path / "use.json").read_text() == "["
+    assert len(registry.entries()) == 2
+    assert "use.json: is damaged. Say which model is to be used: `manyeyes models promote HASH`." in caplog.text
+
+
+def test_where_the_model_in_use_is_damaged_the_one_before_it_is_what_must_be_reached(
+    base: Template, worse: Template, site: Dataset, tmp_path: Path
+) -> None:
+    registry = Registry(tmp_path)
+    take_candidate(base, site, registry, run="x", round=1, promote="always")
+    take_candidate(_moved(base), site, registry, run="x", round=2, promote="always")
+    registry.path(registry.used[0]).write_bytes(b"cut")
+    assert not take_candidate(worse, site, registry, run="x", round=3, promote="no_worse")
+
+
+def _moved(template: Template) -> Template:
+    """The same model with other bits."""
+    name = next(name for name in template.weights if name.startswith("model.22.cv3"))
+    return replace(template, weights=template.weights.replace({name: template.weights[name] * np.float32(1.0001)}))
+
+
+def test_of_the_models_of_runs_only_so_many_are_kept_and_a_bad_one_pushes_no_good_one_out(
+    base: Template, worse: Template, site: Dataset, onnx_file: Path, tmp_path: Path
+) -> None:
+    registry = Registry(tmp_path / "models")
+    model = onnx.load(onnx_file)
+    model.producer_name = "somebody"
+    onnx.save(model, tmp_path / "own.onnx")
+    own = registry.add(tmp_path / "own.onnx").hash
+    take_candidate(base, site, registry, run="x", round=1, promote="always", keep=2)
+    take_candidate(_moved(base), site, registry, run="x", round=2, promote="always", keep=2)
+    first, second = registry.used[::-1]
+    take_candidate(worse, site, registry, run="x", round=3, promote="no_worse", keep=2)
+    take_candidate(worse_of(worse), site, registry, run="x", round=4, promote="no_worse", keep=2)
+    rounds = {entry.hash: entry.round for entry in registry.entries()}
+    # The file that somebody put here stays, and so do the two that are needed; of the others the newest.
+    assert rounds == {own: None, first: 1, second: 2, registry.entries()[0].hash: 4}
+
+
+def worse_of(template: Template) -> Template:
+    """Another one that finds nothing."""
+    zeros = {n: np.zeros_like(a) for n, a in template.weights.items() if n.startswith("model.22.cv2")}
+    return replace(template, weights=template.weights.replace(zeros))
 
 
 def test_a_node_takes_only_what_its_authority_stands_for(base: Template, site: Dataset, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import yaml
 from manyeyes.errors import ConfigError, DataError, LimitError, WeightsError
 from manyeyes.federation.hours import DayHours
 from manyeyes.federation.keys import make_node_key
+from manyeyes.federation.local_server import LocalServer
 from manyeyes.federation.node import NodeConfig, load_node_config, run_node
 from manyeyes.federation.node_status import NodeStatus
 
@@ -75,7 +76,9 @@ def test_every_key_can_come_from_the_environment(file: Path, monkeypatch: pytest
         "min_pictures": "40",
         "bytes_per_day": "2 GB",
         "serve": "server",
-        "promote": "always",
+        "promote": "no_worse",
+        "promote_margin": "0.02",
+        "keep_models": "5",
         "patience": "5",
     }
     assert values.keys() == NodeConfig.model_fields.keys()
@@ -83,6 +86,7 @@ def test_every_key_can_come_from_the_environment(file: Path, monkeypatch: pytest
     assert config.limits.hours == DayHours.parse(["22:00-06:00", "12:00-13:00"])
     assert (config.limits.bytes_per_day, config.limits.memory, config.annotates) == (2 * 10**9, 1.5, ("person", "car"))
     assert config.data_path == Path.cwd() / "pictures"
+    assert config.server == LocalServer(Path.cwd() / "server", "no_worse", Path.cwd() / "keys/ca.crt", 0.02, 5)
     assert (config.node_id, config.threads, config.limits.min_pictures) == ("B", 3, 40)
 
 
@@ -104,6 +108,14 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(file:
         ({"node_id": "A", "hours": "25:00-26:00"}, (), {}, "^--hours: must be hours between"),
         ({"node_id": "A", "min_pictures": 0}, (), {}, "^--min-pictures: "),
         ({"node_id": "A", "memory": -1.0}, (), {}, "^--memory: "),
+        ({"node_id": "A"}, ("promote_margin=-0.1",), {}, "^--set promote_margin: "),
+        ({"node_id": "A"}, ("keep_models=1",), {}, "^--set keep_models: "),
+        (
+            {"node_id": "A"},
+            ("promote_margin=0.1", "promote=always"),
+            {},
+            "with 'always' models are not compared: leave it",
+        ),
         (
             {"node_id": "A", "bytes_per_day": "much"},
             (),

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from manyeyes.datasets import Dataset
 from manyeyes.datasets.classes import known_part
-from manyeyes.errors import DataError, WeightsError
+from manyeyes.errors import DataError, ManyeyesError, WeightsError
 from manyeyes.federation.local_server import Promote
 from manyeyes.learners.export import export_model
 from manyeyes.learners.learner import Metrics, Template
 from manyeyes.learners.parity import measure
-from manyeyes.registry import Made, Registry
+from manyeyes.registry import Entry, Made, Registry
 from manyeyes.runtime.openvino_network import OpenVinoNetwork
 
 __all__ = ["take_candidate"]
@@ -22,7 +22,15 @@ _log = logging.getLogger(__name__)
 
 
 def take_candidate(
-    template: Template, data: Dataset, registry: Registry, *, run: str, round: int, promote: Promote
+    template: Template,
+    data: Dataset,
+    registry: Registry,
+    *,
+    run: str,
+    round: int,
+    promote: Promote,
+    margin: float = 0.0,
+    keep: int | None = None,
 ) -> bool:
     """Export a model that came, test it on the site's own pictures, and use it if it is no worse than what is used.
 
@@ -32,7 +40,9 @@ def take_candidate(
         registry: of the site's server; the model is added to it whether it is used or not.
         run: that it was made in.
         round: of that run.
-        promote: "no_worse", "always" or "never".
+        promote: "no_worse", "always" or "never". Without pictures to test on, "no_worse" uses the first model alone.
+        margin: mAP50-95, from 0 to 1, by which it may be worse and still be "no_worse".
+        keep: models of federations that are kept in the registry; see `Registry.spare`. None: all.
 
     Returns:
         Whether it is the one in use now.
@@ -46,18 +56,57 @@ def take_candidate(
         map50 = exported.metrics[1].map50 if exported.metrics else None
         made = Made(run, round, map50, _before(registry, run, round))
         entry = registry.add(exported.path, label=f"{run}, round {round}", made=made)
-    used = registry.used[:1]
-    if used == [entry.hash]:
-        return True
-    if promote == "never":
+    in_use = registry.wanted == entry.hash
+    wanted = promote == "always" or (
+        promote == "no_worse" and not in_use and _is_no_worse(entry, exported.metrics, data, registry, margin)
+    )
+    if wanted and not in_use:
+        registry.use(entry.hash)
+    if keep is not None:
+        _forget(registry, keep)
+    return wanted or in_use
+
+
+def _forget(registry: Registry, keep: int) -> None:
+    for spare in registry.spare(keep=keep, run_only=True):
+        try:
+            registry.forget(spare.hash)
+        except ManyeyesError as error:  # somebody has just put it to use, or the disk: it is tried again next time
+            _log.warning("%s is not deleted: %s", spare.label, error)
+        else:
+            _log.info("%s is deleted: %d models of runs are kept", spare.label, keep)
+
+
+def _is_no_worse(
+    entry: Entry, metrics: tuple[Metrics, Metrics] | None, data: Dataset, registry: Registry, margin: float
+) -> bool:
+    """Whether a model may take the place of the one in use, as far as the site's pictures tell; says why in the log."""
+    try:
+        registry.check_used()
+    except WeightsError as error:
+        _log.warning("%s is kept and not used, for it is not known what is in use: %s", entry.label, error)
         return False
-    if used and promote == "no_worse" and pictures and exported.metrics:
-        new, old = _score(exported.metrics[1], data), _score(_of_used(registry, used[0], pictures), data)
-        _log.info("%s: mAP50-95 %.3f on this site's pictures, the model in use %.3f", entry.label, new, old)
-        if new < old:
-            return False
-    registry.use(entry.hash)
-    return True
+    used = _sound(registry)
+    if used is None:
+        return True
+    if metrics is None:
+        _log.warning(
+            "%s is kept and not used: there are no val or test pictures here to compare it on. "
+            "`manyeyes models promote %s` uses it, and `promote: always` uses every one.",
+            entry.label,
+            entry.hash[:12],
+        )
+        return False
+    new, old = _score(metrics[1], data), _score(_test(used, data), data)
+    no_worse = new >= old - margin
+    _log.info(
+        "%s: mAP50-95 %.3f on this site's pictures, the model in use %.3f: %s",
+        entry.label,
+        new,
+        old,
+        "used" if no_worse else "kept, not used",
+    )
+    return no_worse
 
 
 def _before(registry: Registry, run: str, round: int) -> tuple[str, ...]:
@@ -66,15 +115,24 @@ def _before(registry: Registry, run: str, round: int) -> tuple[str, ...]:
     return (max(earlier, key=lambda entry: entry.round or 0).hash,) if earlier else ()
 
 
-def _of_used(registry: Registry, name: str, pictures: Dataset) -> Metrics | None:
-    """How the model in use does; None where it cannot be opened any more, or finds nothing that the site looks for."""
+def _sound(registry: Registry) -> OpenVinoNetwork | None:
+    """The model in use, or, where its files are damaged, the one before it; None where there is none."""
+    for name in registry.used:
+        try:
+            return OpenVinoNetwork(registry.path(name), precision="fp32", threads=1)
+        except WeightsError as error:
+            _log.warning("the model in use: %s", error)
+    return None
+
+
+def _test(network: OpenVinoNetwork, pictures: Dataset) -> Metrics | None:
+    """How a model does; None where it knows nothing that the site looks for."""
+    names = network.info.names
     try:
-        network = OpenVinoNetwork(registry.path(name), precision="fp32", threads=1)
-        known = known_part(pictures, network.info.names)
-    except (WeightsError, DataError) as error:
+        known = known_part(pictures, names)
+    except DataError as error:
         _log.warning("the model in use: %s", error)
         return None
-    names = network.info.names
     samples = list(known.split("val") or known.split("test"))
     annotated = frozenset(names.index(name) for name in known.annotates)
     return measure(network, samples, annotated, network.info.imgsz)

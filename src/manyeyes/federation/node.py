@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 from urllib.parse import urlsplit
 
-from pydantic import ByteSize, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
+from pydantic import ByteSize, Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from manyeyes.config import NODE_ID_PATTERN, Section, read_values, validate
 from manyeyes.errors import (
@@ -79,6 +79,12 @@ class NodeConfig(Section):
     promote: Promote = Field(
         "no_worse", description="whether a model that came is used there: no_worse (than the one in use), always, never"
     )
+    promote_margin: float = Field(
+        0.0, ge=0, lt=1, description="mAP50-95 that a model may be worse by, on this site's pictures, to be used there"
+    )
+    keep_models: int | None = Field(
+        20, ge=2, description="models of runs that are kept there; older ones that nobody needs go. null: all"
+    )
     patience: float = Field(60.0, gt=0, description="seconds without anything coming in after which it is given up")
 
     @field_validator("coordinator_url")
@@ -118,6 +124,14 @@ class NodeConfig(Section):
         DayHours.parse(texts or ())
         return texts or None
 
+    @model_validator(mode="after")
+    def _hold_together(self) -> Self:
+        if self.promote_margin and self.promote != "no_worse":
+            raise ValueError(
+                f"promote_margin is for promote: no_worse; with {self.promote!r} models are not compared: leave it out"
+            )
+        return self
+
     @property
     def folder(self) -> Path:
         """The node's state folder."""
@@ -139,7 +153,9 @@ class NodeConfig(Section):
     @property
     def server(self) -> LocalServer | None:
         """The one at this site that gets models, if there is one."""
-        return LocalServer(self.serve, self.promote, self.authority) if self.serve else None
+        if self.serve is None:
+            return None
+        return LocalServer(self.serve, self.promote, self.authority, self.promote_margin, self.keep_models)
 
     @property
     def limits(self) -> Limits:

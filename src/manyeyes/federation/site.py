@@ -122,6 +122,8 @@ class Site:
             run=form.run,
             round=plan.round,
             promote=self._server.promote,
+            margin=self._server.margin,
+            keep=self._server.keep,
         )
         return published_reply(used, template.form_hash)
 
