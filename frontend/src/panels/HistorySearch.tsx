@@ -1,6 +1,7 @@
 import { Segments, Select } from "../parts/Choice";
 import * as history from "../state/history";
 import { words } from "../state/store";
+import { sourceName } from "../text/format";
 
 /** Class, source and time that are searched for; acts at once. */
 export function HistorySearch() {
@@ -25,7 +26,7 @@ export function HistorySearch() {
         <Select
           label={t.reviewSource}
           value={history.historySource.value}
-          options={[["", t.reviewAnySource], ...history.historySources.value.map((name) => [name, name] as const)]}
+          options={[["", t.reviewAnySource], ...history.historySources.value.map((source) => [source, sourceName(source, t)] as const)]}
           onChange={(value) => (history.historySource.value = value)}
         />
         <div class="field">

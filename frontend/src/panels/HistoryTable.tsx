@@ -3,7 +3,7 @@ import { Icon } from "../parts/Icon";
 import { inWords } from "../state/export";
 import { forgetSeen, forgetShown, historyClass, historySource, loadMoreSeen, moreSeen, seen } from "../state/history";
 import { language, mayChange, modelName, words } from "../state/store";
-import { when } from "../text/format";
+import { sourceName, when } from "../text/format";
 
 /** Pictures that were looked at, the newest first; one of them or all that are chosen can be forgotten. */
 export function HistoryTable() {
@@ -19,7 +19,7 @@ export function HistoryTable() {
         {mayChange.value && list.length > 0 && (
           <Confirm
             label={t.deleteShown}
-            question={t.deleteShownSure(historyClass.value || t.anyClass, historySource.value || t.reviewAnySource)}
+            question={t.deleteShownSure(historyClass.value || t.anyClass, historySource.value ? sourceName(historySource.value, t) : t.reviewAnySource)}
             onConfirm={() => void forgetShown()}
           />
         )}
@@ -48,7 +48,7 @@ export function HistoryTable() {
               {list.map((one) => (
                 <tr key={one.id}>
                   <td>{when(one.time, language.value)}</td>
-                  <td>{one.source}</td>
+                  <td>{sourceName(one.source, t)}</td>
                   <td>{one.name}</td>
                   <td class="wrap">{inWords(Object.entries(one.counts), language.value) || t.objects(0)}</td>
                   <td>{modelName(one.model)}</td>
@@ -58,7 +58,7 @@ export function HistoryTable() {
                       <button
                         class="tool small"
                         title={t.delete}
-                        aria-label={t.deleteSeen(one.name || one.source, when(one.time, language.value))}
+                        aria-label={t.deleteSeen(one.name || sourceName(one.source, t), when(one.time, language.value))}
                         onClick={() => void forgetSeen(one.id)}
                       >
                         <Icon name="trash" />

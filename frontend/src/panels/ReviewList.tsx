@@ -4,7 +4,7 @@ import { Segments, Select } from "../parts/Choice";
 import { inWords } from "../state/export";
 import * as review from "../state/review";
 import { language, words } from "../state/store";
-import { when } from "../text/format";
+import { sourceName, when } from "../text/format";
 
 /** Pictures that wait for somebody, or that somebody has decided about. */
 export function ReviewList() {
@@ -40,7 +40,7 @@ export function ReviewList() {
         <Select
           label={t.reviewSource}
           value={review.reviewSource.value}
-          options={[["", t.reviewAnySource], ...sources.map((source) => [source, source] as const)]}
+          options={[["", t.reviewAnySource], ...sources.map((source) => [source, sourceName(source, t)] as const)]}
           onChange={(value) => (review.reviewSource.value = value)}
         />
       </div>
@@ -66,7 +66,7 @@ export function ReviewList() {
 
 /** Frames of a camera have a number for a name: the camera says more. */
 function nameOf({ name, source }: Review): string {
-  return /^\d*$/.test(name) ? source.replace(/^(stream|job) /, "") : name;
+  return /^\d*$/.test(name) ? sourceName(source, words.value) : name;
 }
 
 function Row({ entry }: { entry: Review }) {
@@ -84,7 +84,7 @@ function Row({ entry }: { entry: Review }) {
           <span class="card-name">{nameOf(entry)}</span>
           <span class="muted small">{entry.reasons.map((reason) => names[reason]).join(" · ")}</span>
           <span class="muted small">
-            {when(entry.time, language.value)} · {entry.source}
+            {when(entry.time, language.value)} · {sourceName(entry.source, t)}
           </span>
           <span class="muted small">{inWords([...counts], language.value) || t.objects(0)}</span>
         </span>

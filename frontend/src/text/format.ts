@@ -1,6 +1,7 @@
 // Times, lengths and sizes as people of the language write them.
 
 import type { Language } from "../state/store";
+import type { Dictionary } from "./en";
 
 export const LOCALES: Record<Language, string> = { en: "en-GB", zh: "zh-CN" };
 const DAY = 86_400_000;
@@ -32,4 +33,19 @@ export function length(seconds: number, language: Language): string {
   const [large, small, most, least] = whole < 3600 ? ([60, 1, m, s] as const) : ([3600, 60, h, m] as const);
   const rest = Math.floor((whole % large) / small);
   return `${Math.floor(whole / large)} ${most}${rest ? ` ${rest} ${least}` : ""}`;
+}
+
+/** Where a picture came from, as people call it; the server's word is "request", "job ID", "live NUMBER" or "stream NAME". */
+export function sourceName(source: string, t: Dictionary): string {
+  const [kind, name = ""] = source.split(/ (.*)/s);
+  switch (kind) {
+    case "request":
+      return t.sourceUpload;
+    case "job":
+      return t.sourceArchive(name.slice(0, 6));
+    case "live":
+      return t.sourceBrowser(name);
+    default:
+      return name || source;
+  }
 }
