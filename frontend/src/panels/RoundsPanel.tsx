@@ -10,24 +10,25 @@ type Rounds = Member["rounds_done"];
 /** How good the model was on this site's own pictures, round by round. */
 export function RoundsPanel({ rounds }: { rounds: Rounds }) {
   const t = words.value;
-  const x = useMemo(() => rounds.map(({ round }) => round), [rounds]);
+  const shown = useMemo(() => ofLastRun(rounds), [rounds]);
+  const x = useMemo(() => shown.map(({ round }) => round), [shown]);
   const lines = useMemo(
     () => [
-      { name: t.mapBefore, colour: "#8793a1", dashed: true, values: rounds.map(({ before }) => before) },
-      { name: t.mapAfter, colour: "#1f8fdd", values: rounds.map(({ after }) => after) },
+      { name: t.mapBefore, colour: "#8793a1", dashed: true, values: shown.map(({ before }) => before) },
+      { name: t.mapAfter, colour: "#1f8fdd", values: shown.map(({ after }) => after) },
     ],
-    [rounds, t],
+    [shown, t],
   );
-  const last = rounds[rounds.length - 1];
+  const last = shown[shown.length - 1];
   return (
     <section class="panel box" aria-labelledby="rounds-title">
       <h2 id="rounds-title">{t.roundsTitle}</h2>
       <p class="muted small">{t.roundsHow}</p>
-      {rounds.length === 0 || !last ? (
+      {!last ? (
         <p class="muted">{t.noRoundYet}</p>
       ) : (
         <>
-          <Curve label={t.roundsCurve(rounds.length, last.after)} x={x} of="round" xName={t.round} lines={lines} near digits={3} height={200} />
+          <Curve label={t.roundsCurve(shown.length, last.after)} x={x} of="round" xName={t.round} lines={lines} near digits={3} height={200} />
           <details>
             <summary>{t.asTable}</summary>
             <div class="table-scroll" tabIndex={0} role="region" aria-label={t.roundsTitle}>
@@ -43,7 +44,7 @@ export function RoundsPanel({ rounds }: { rounds: Rounds }) {
                 </thead>
                 <tbody>
                   {[...rounds].reverse().map((round) => (
-                    <tr key={round.round}>
+                    <tr key={round.time}>
                       <td class="n">{round.round}</td>
                       <td>{when(round.time, language.value)}</td>
                       <td class="n">{round.before?.toFixed(3) ?? t.unknown}</td>
@@ -59,4 +60,10 @@ export function RoundsPanel({ rounds }: { rounds: Rounds }) {
       )}
     </section>
   );
+}
+
+/** A new run begins with its first round again. */
+function ofLastRun(rounds: Rounds): Rounds {
+  const begins = rounds.findLastIndex(({ round }, at) => at > 0 && round <= rounds[at - 1]!.round);
+  return rounds.slice(Math.max(begins, 0));
 }

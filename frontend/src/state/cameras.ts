@@ -222,19 +222,34 @@ async function want(those: CountingWanted): Promise<void> {
   if (!now) return;
   // Shown at once: what is drawn next is added to it, whether the server has answered or not.
   wanted.value = those;
-  underway += 1;
-  try {
-    const counting = await send<Counting>("PUT", `/streams/${encodeURIComponent(now.name)}/counting`, those);
-    if (underway === 1 && watched.peek() === now) take(counting);
-  } catch (error) {
-    tell(error);
-  }
-  underway -= 1;
-  if (!underway) await loadCounting();
+  waiting = { name: now.name, those };
+  sending ??= sendWanted();
+  await sending;
 }
 
-/** Changes that are on their way to the server: until they are there, it knows less than this page. */
-let underway = 0;
+/** The newest change that is not at the server; one is sent after the other, and those between are passed over. */
+let waiting: { name: string; those: CountingWanted } | null = null;
+let sending: Promise<void> | null = null;
+
+async function sendWanted(): Promise<void> {
+  while (waiting) {
+    const { name, those } = waiting;
+    waiting = null;
+    try {
+      const counting = await send<Counting>("PUT", `/streams/${encodeURIComponent(name)}/counting`, those);
+      if (!waiting && isWatched(name)) take(counting);
+    } catch (error) {
+      tell(error);
+    }
+  }
+  sending = null;
+  await loadCounting();
+}
+
+function isWatched(name: string): boolean {
+  const now = watched.peek();
+  return now?.kind === "server" && now.name === name;
+}
 
 function take({ lines = [], zones = [], counts, since }: Counting): void {
   batch(() => {
@@ -249,7 +264,7 @@ async function loadCounting(): Promise<void> {
   if (now?.kind !== "server") return;
   try {
     const counting = await get<Counting>(`/streams/${encodeURIComponent(now.name)}/counting`);
-    if (watched.peek() === now && !underway) take(counting);
+    if (watched.peek() === now && !sending) take(counting);
   } catch (error) {
     if (!isAway(error)) tell(error);
   }

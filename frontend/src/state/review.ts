@@ -41,7 +41,8 @@ export const reviewProblem = signal<unknown>(null);
 /** Boxes as they were corrected in this page, by the picture's id. */
 const drafts = signal<ReadonlyMap<string, readonly Shape[]>>(new Map());
 export const lastDecided = signal<{ readonly id: string; readonly as: "added" | "dismissed" } | null>(null);
-const deciding = signal(false);
+/** Changes that the server has not answered. */
+const deciding = signal(0);
 
 export const reviews = computed(() =>
   loaded.value.filter(
@@ -57,10 +58,13 @@ export const isDraft = computed(() => {
   return entry !== undefined && (drafts.value.has(entry.id) || entry.boxes !== null);
 });
 
+/** While the next picture is on its way, nothing can be done to the one before it. */
+const isPresent = computed(() => shownReview.value !== null && shownReview.value.entry.id === reviewId.value);
+
 /** Boxes of the picture that is shown: as somebody corrected them, else the model's. */
 export const reviewShapes = computed<readonly Shape[]>(() => {
   const entry = shownReview.value?.entry;
-  if (!entry) return [];
+  if (!entry || !isPresent.value) return [];
   const draft = drafts.value.get(entry.id);
   if (draft) return draft;
   if (entry.boxes) {
@@ -77,7 +81,7 @@ export const reviewShapes = computed<readonly Shape[]>(() => {
   );
 });
 
-export const mayDecide = computed(() => mayChange.value && shownReview.value !== null && !deciding.value);
+export const mayDecide = computed(() => mayChange.value && isPresent.value && deciding.value === 0);
 export const mayCorrect = computed(() => mayChange.value && shownReview.value?.entry.state === "open");
 
 /** Keep the list in step with the server while somebody looks at it, and the number that waits at all times. */
@@ -123,7 +127,7 @@ export function focusPicture(): void {
 /** Boxes were corrected: shown at once, kept at the server as a draft soon. */
 export function correct(shapes: readonly Shape[]): void {
   const entry = shownReview.value?.entry;
-  if (!entry) return;
+  if (!entry || !isPresent.value) return;
   drafts.value = new Map(drafts.value).set(entry.id, shapes);
   clearTimeout(saving);
   saving = setTimeout(() => void saveDraft(), DRAFT_MS);
@@ -163,7 +167,7 @@ async function saveDraft(leaving = false): Promise<void> {
 /** Put the picture with the boxes that are shown among those the site trains on, and go on with the next. */
 export async function addToTraining(): Promise<void> {
   const shown = shownReview.value;
-  if (!shown || !mayCorrect.value) return;
+  if (!shown || !mayCorrect.value || !mayDecide.value) return;
   await decide(shown.entry, "added", () => send("POST", `/review/${shown.entry.id}/add`, { boxes: marked(reviewShapes.value) }));
 }
 
@@ -236,17 +240,16 @@ async function decide(entry: Review, as: "added" | "dismissed", ask: () => Promi
   });
 }
 
+/** One change after the other. */
 async function changing(does: () => Promise<void>): Promise<void> {
-  if (deciding.value) return;
-  deciding.value = true;
-  try {
-    await does();
-  } catch (error) {
-    tell(error);
-  } finally {
-    deciding.value = false;
-  }
+  const before = underway;
+  deciding.value += 1;
+  underway = before.then(does).catch(tell);
+  await underway;
+  deciding.value -= 1;
 }
+
+let underway = Promise.resolve();
 
 function goOn(from: string): void {
   const list = reviews.value;

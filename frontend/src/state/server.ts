@@ -81,7 +81,7 @@ async function loadStatus(): Promise<void> {
     const code = error instanceof Problem ? error.status : 0;
     const now = code === 401 ? "password" : code === 404 ? "none" : "lost";
     // A node without a model has news of its federation all the same.
-    if (now === "none" && store.connection.peek() !== "none") listen();
+    if (now === "none" && !socket) listen();
     store.connection.value = now;
   }
 }

@@ -24,7 +24,7 @@ const HALO = "rgba(0, 0, 0, .6)";
 const ARROW = 26;
 const CROSS = 14;
 
-export function drawMarks(context: Context, marks: readonly Mark[], picture: Size, view: Transform, stage: Size): void {
+export function drawMarks(context: Context, marks: readonly Mark[], picture: Size, view: Transform, stage: Size, grown: number): void {
   for (const mark of marks) {
     const points = mark.points.map((point) => onScreen(point, picture, view));
     strokePath(context, points, mark.kind === "zone");
@@ -32,7 +32,7 @@ export function drawMarks(context: Context, marks: readonly Mark[], picture: Siz
     if (!first || !second) continue;
     if (mark.kind === "line") drawArrow(context, first, second);
     const at = mark.kind === "line" ? first : { x: Math.min(...points.map(({ x }) => x)), y: Math.min(...points.map(({ y }) => y)) };
-    drawPlate(context, mark.text ? `${mark.name}  ${mark.text}` : mark.name, COLOUR, at, stage, 1);
+    drawPlate(context, mark.text ? `${mark.name}  ${mark.text}` : mark.name, COLOUR, at, stage, grown);
   }
 }
 

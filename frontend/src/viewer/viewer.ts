@@ -387,7 +387,7 @@ export class Viewer {
     } else {
       this.drawSide(context, this.current, 0, this.stage.width);
     }
-    drawMarks(context, this.marks, this.picture, this.view, this.stage);
+    drawMarks(context, this.marks, this.picture, this.view, this.stage, this.grown);
     if (this.pen) drawPen(context, this.pen, this.cursor, this.picture, this.view);
     if (this.drag?.kind === "frame" || this.drag?.kind === "draw") {
       const colour = this.drag.kind === "frame" ? "#fff" : colourOf(this.brush.classId);
