@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from manyeyes.federation.candidate import take_candidate
 from manyeyes.federation.form import ModelForm
 from manyeyes.federation.keys import AUTHORITY, make_authority
 from manyeyes.federation.local_server import LocalServer
-from manyeyes.federation.messages import PUBLISH, PublishPlan, publish_request, read_published
+from manyeyes.federation.messages import PUBLISH, PublishPlan, Signature, publish_request, read_published
 from manyeyes.federation.signature import Signer
 from manyeyes.federation.site import Site
 from manyeyes.federation.transport import Request
@@ -74,6 +75,86 @@ def test_a_model_in_use_that_is_damaged_is_worse_than_any(
     take_candidate(base, site, registry, run="x", round=1, promote="always")
     next(tmp_path.glob("*/model.onnx")).write_bytes(b"cut")
     assert take_candidate(worse, site, registry, run="y", round=2, promote="no_worse")
+
+
+Forged = Callable[[Signer, Signer, ModelForm, Weights], tuple[ModelForm, int, Weights, Signature]]
+
+# What somebody between coordinator and site could try → how it is refused.
+FORGED: dict[str, tuple[Forged, str]] = {
+    "signed by another coordinator": (
+        lambda ours, theirs, form, weights: (form, 3, weights, theirs.sign(form, 3, weights)),
+        "authority does not know. If the coordinator has a new authority, ask its operator for ca.crt",
+    ),
+    "our certificate with another's signature": (
+        lambda ours, theirs, form, weights: (
+            form,
+            3,
+            weights,
+            Signature(certificate=ours.sign(form, 3, weights).certificate, value=theirs.sign(form, 3, weights).value),
+        ),
+        "not what was signed",
+    ),
+    "signed for another run": (
+        lambda ours, theirs, form, weights: (
+            form,
+            3,
+            weights,
+            ours.sign(form.model_copy(update={"run": "other"}), 3, weights),
+        ),
+        "not what was signed",
+    ),
+    "signed for another round": (
+        lambda ours, theirs, form, weights: (form, 4, weights, ours.sign(form, 3, weights)),
+        "not what was signed",
+    ),
+    "signed for other weights": (
+        lambda ours, theirs, form, weights: (form, 3, weights, ours.sign(form, 3, _one_bit_off(weights))),
+        "not what was signed: it was changed on its way. Ask for it to be published again.",
+    ),
+    "no signature": (
+        lambda ours, theirs, form, weights: (
+            form,
+            3,
+            weights,
+            Signature(certificate=ours.sign(form, 3, weights).certificate, value=""),
+        ),
+        "not what was signed",
+    ),
+    "no certificate": (
+        lambda ours, theirs, form, weights: (
+            form,
+            3,
+            weights,
+            Signature(certificate="", value=ours.sign(form, 3, weights).value),
+        ),
+        "authority does not know",
+    ),
+}
+
+
+def _one_bit_off(weights: Weights) -> Weights:
+    name = next(name for name, array in weights.items() if array.dtype == np.float32)
+    return weights.replace({name: np.nextafter(weights[name], np.float32(9))})
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_a_model_nobody_stands_for_is_refused_and_changes_nothing(
+    base: Template, site: Dataset, onnx_file: Path, tmp_path: Path, case: str
+) -> None:
+    for name in ("ours", "theirs"):
+        make_authority(tmp_path / name, ["localhost"])
+    registry = Registry(tmp_path / "serve" / MODELS)
+    registry.use(registry.add(onnx_file).hash)
+    before = {path: path.read_bytes() for path in sorted(tmp_path.glob("serve/**/*")) if path.is_file()}
+    server = LocalServer(tmp_path / "serve", "always", tmp_path / "ours" / AUTHORITY)
+    forge, said = FORGED[case]
+    ours, theirs = Signer(tmp_path / "ours"), Signer(tmp_path / "theirs")
+    form, round, weights, signature = forge(ours, theirs, ModelForm.of(base, "first"), base.weights)
+    plan = PublishPlan(round=round, signature=signature)
+    request = Request("1", "A", PUBLISH, publish_request(weights, plan, base.form_hash))
+    with pytest.raises(UpdateRefusedError, match=re.escape(said)):
+        Site("A", site, tmp_path / "state", server=server)(request, form)
+    assert {path: path.read_bytes() for path in sorted(tmp_path.glob("serve/**/*")) if path.is_file()} == before
 
 
 def test_how_much_worse_a_model_may_be_is_said_by_the_site(

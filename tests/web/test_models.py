@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from manyeyes import cli
+from manyeyes.errors import WeightsError
 from manyeyes.registry import MODELS, Made, Registry
 from manyeyes.web.settings import ServeConfig
 
@@ -245,6 +246,116 @@ def _no_numbers(path: Path, out: Path) -> Path:
             tensor.CopyFrom(numpy_helper.from_array(np.full_like(array, np.nan), tensor.name))
     onnx.save(model, out)
     return out
+
+
+def _appended(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def _said_of(folder: Path, **changes: Any) -> None:
+    about = folder / "about.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), **changes}))
+
+
+MEND = "Delete the folder FOLDER and add the model again."
+SAY = "Say which model is to be used: `manyeyes models promote HASH`."
+UNKNOWN = "f" * 64
+# What is done to the model in use, or to the list that names it → which file is named, why, and what helps.
+TAMPERED: dict[str, tuple[Callable[[Path, str], object], str, str, str]] = {
+    "model file changed": (
+        lambda m, h: _appended(m / h / "model.onnx"),
+        "HASH/model.onnx",
+        "was changed since it was added: its hash is another",
+        MEND,
+    ),
+    "model file gone": (lambda m, h: (m / h / "model.onnx").unlink(), "HASH", "model.xml is missing", "Name an .onnx"),
+    "mAP50 embellished": (
+        lambda m, h: _said_of(m / h, map50=0.99),
+        "HASH/about.json",
+        "was changed since it was written",
+        MEND,
+    ),
+    "another run claimed": (
+        lambda m, h: _said_of(m / h, run="other"),
+        "HASH/about.json",
+        "was changed since it was written",
+        MEND,
+    ),
+    "another hash claimed": (
+        lambda m, h: _said_of(m / h, hash=UNKNOWN),
+        "HASH/about.json",
+        "was changed since it was written",
+        MEND,
+    ),
+    "about.json no JSON": (lambda m, h: (m / h / "about.json").write_text("{"), "HASH/about.json", "is damaged", MEND),
+    "about.json gone": (lambda m, h: (m / h / "about.json").unlink(), "HASH/about.json", "is damaged", MEND),
+    "use.json no JSON": (lambda m, h: (m / "use.json").write_text("["), "use.json", "is damaged", SAY),
+    "use.json of other things": (
+        lambda m, h: (m / "use.json").write_text('["../../etc"]'),
+        "use.json",
+        "is damaged",
+        SAY,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TAMPERED)
+def test_what_was_tampered_with_is_said_and_the_server_goes_on_with_what_it_has(
+    models: Models, state: Path, hashes: list[str], pictures: list[Path], case: str
+) -> None:
+    put_to_use(state, hashes[0], hashes[1])
+    tamper, file, reason, cure = TAMPERED[case]
+    data = pictures[0].read_bytes()
+    with started(ServeConfig(state=state, threads=1, backend="openvino", precision="fp32")) as server:
+        tamper(state / MODELS, hashes[1])
+        server.edge.host.follow()
+        assert server.client.post(f"{API}/detect", content=data).json()["model"] == hashes[1]
+        status = server.client.get(f"{API}/status").json()
+        assert (status["model"], status["model_changes"], status["taken_back"]) == (hashes[1], 0, 0)
+        assert server.client.get(f"{API}/models").status_code == 200
+        code, out, _ = models("list", "--json")
+        folder = state / MODELS
+        damaged = json.loads(out)["damaged"]
+        assert (code, len(damaged)) == (2, 1)
+        assert damaged[0]["file"] == str(folder / file.replace("HASH", hashes[1]))
+        assert damaged[0]["reason"] == reason
+        assert cure.replace("FOLDER", str(folder / hashes[1])) in damaged[0]["cure"]
+        assert f"Damaged: {damaged[0]['file']}: {reason}" in models("list")[1]
+        # Nothing else was lost, and another model can be put to use.
+        assert models("promote", hashes[2])[0] == 0
+        until(lambda: server.client.get(f"{API}/status").json()["model"] == hashes[2])
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == set(hashes)
+
+
+def test_a_list_that_names_what_is_not_here_is_put_right_by_the_server(
+    models: Models, state: Path, hashes: list[str], pictures: list[Path]
+) -> None:
+    put_to_use(state, hashes[0], hashes[1])
+    with started(ServeConfig(state=state, threads=1, backend="openvino", precision="fp32")) as server:
+        use = state / MODELS / "use.json"
+        use.write_text(json.dumps([UNKNOWN, hashes[0]]))
+        until(lambda: server.client.get(f"{API}/status").json()["taken_back"] == 1)
+        assert server.client.get(f"{API}/status").json()["model"] == hashes[1]
+        assert json.loads(use.read_text()) == [hashes[1], hashes[0]]
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "about.json"])
+def test_a_server_starts_with_the_model_before_one_that_was_tampered_with(
+    state: Path, hashes: list[str], file: str
+) -> None:
+    put_to_use(state, hashes[0], hashes[1])
+    _appended(state / MODELS / hashes[1] / file)
+    with started(ServeConfig(state=state, threads=1, backend="openvino", precision="fp32")) as server:
+        assert server.client.get(f"{API}/status").json()["model"] == hashes[0]
+
+
+def test_a_server_does_not_guess_what_a_damaged_list_named(state: Path, hashes: list[str]) -> None:
+    put_to_use(state, hashes[0])
+    (state / MODELS / "use.json").write_text("[")
+    config = ServeConfig(state=state, threads=1, backend="openvino", precision="fp32")
+    with pytest.raises(WeightsError, match=r"use\.json: is damaged\. Say which model"), started(config):
+        pass
+    assert (state / MODELS / "use.json").read_text() == "["
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

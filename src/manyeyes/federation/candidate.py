@@ -99,7 +99,8 @@ def _is_no_worse(
         return False
     new, old = _score(metrics[1], data), _score(_test(used, data), data)
     no_worse = new >= old - margin
-    _log.info(
+    _log.log(
+        logging.INFO if no_worse else logging.WARNING,
         "%s: mAP50-95 %.3f on this site's pictures, the model in use %.3f: %s",
         entry.label,
         new,

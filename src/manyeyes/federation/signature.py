@@ -76,7 +76,10 @@ def check_signature(
         certificate = x509.load_pem_x509_certificate(signature.certificate.encode())
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature) as error:
-        raise UpdateRefusedError("the model is signed by somebody whom this site's authority does not know") from error
+        raise UpdateRefusedError(
+            "the model is signed by somebody whom this site's authority does not know",
+            cure="If the coordinator has a new authority, ask its operator for ca.crt (`authority` in node.yaml).",
+        ) from error
     if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
         raise UpdateRefusedError(
             "the certificate that the model is signed with is not valid now", cure="manyeyes coordinator renew"
@@ -88,7 +91,9 @@ def check_signature(
         value = base64.b64decode(signature.value, validate=True)
         key.verify(value, _statement(form, round, weights), ec.ECDSA(hashes.SHA256()))
     except (ValueError, binascii.Error, InvalidSignature) as error:
-        raise UpdateRefusedError("the model is not what was signed: it was changed on its way") from error
+        raise UpdateRefusedError(
+            "the model is not what was signed: it was changed on its way", cure="Ask for it to be published again."
+        ) from error
 
 
 def _statement(form: ModelForm, round: int, weights: Weights) -> bytes:
