@@ -170,6 +170,22 @@ def test_a_model_that_fails_after_some_pictures_is_taken_back_and_the_picture_is
     assert site.registry.used == [site.models[0]]
 
 
+@pytest.mark.parametrize("failing", [(1, 2), (1, 2, 3)])
+def test_models_that_were_changed_in_haste_are_all_taken_back(
+    site: Site, picture: bytes, failing: tuple[int, ...]
+) -> None:
+    host = site.host()
+    expected = boxes(host.look(picture))
+    for number in failing:
+        site.wrong[site.models[number]] = lambda engine: Failing(engine, 0)
+        host.use(site.models[number])
+    found = host.look(picture)
+    assert boxes(found) == expected
+    assert found.engine.model_hash == host.engine.model_hash == site.models[0]
+    assert host.taken_back == 2  # of three, the one in the middle is not kept open
+    assert site.registry.used[0] == site.models[0]
+
+
 @pytest.mark.parametrize("after", [0, 7])
 def test_it_is_taken_back_once_though_it_fails_for_many_at_a_time(site: Site, picture: bytes, after: int) -> None:
     site.wrong[site.models[1]] = lambda engine: Failing(engine, after)

@@ -49,11 +49,21 @@ class Night:
 
 @dataclass(slots=True)
 class _Serving:
-    """An engine at work, and the one before it as long as it may be needed."""
+    """An engine at work, and what served before it as long as that may be needed."""
 
     engine: Engine
-    before: Engine | None = None
+    before: _Serving | None = None
     good: int = field(default=0)
+
+    def after(self, fresh: Engine) -> _Serving:
+        """A fresh engine in its place.
+
+        However often it is changed within their first pictures, three stay open: the fresh one, the one before it, and
+        the last that has proved itself.
+        """
+        if self.before and self.before.before:
+            self.before = self.before.before
+        return _Serving(fresh, before=self)
 
 
 class Host:
@@ -90,6 +100,11 @@ class Host:
     def engine(self) -> Engine:
         """The one that looks now, as far as the clock or an order says."""
         return self._engine_for(self.scene)
+
+    @property
+    def in_use(self) -> str:
+        """Hash of the model in use; by night another one may look."""
+        return self._serving.engine.model_hash
 
     @property
     def night(self) -> Night | None:
@@ -187,7 +202,7 @@ class Host:
             return entry
 
     def _change(self, entry: Entry, fresh: Engine) -> None:
-        self._serving = _Serving(fresh, before=self._serving.engine)
+        self._serving = self._serving.after(fresh)
         self.changes += 1
         _log.info("model %s (%s) is in use", entry.hash[:12], entry.label)
 
@@ -265,7 +280,7 @@ class Host:
             if before is None:
                 raise
             self._take_back(serving)
-            return before.look(picture, min_score=min_score, max_iou=max_iou)
+            return self._looked(scene, picture, min_score, max_iou)
         if before is not None:
             serving.good += 1
             if serving.good >= _PROBATION:
@@ -277,10 +292,10 @@ class Host:
             if self._serving is not serving or serving.before is None:
                 return
             _log.exception("model %s fails: back to the former one", serving.engine.model_hash[:12])
-            self._serving = _Serving(serving.before)
+            self._serving = serving.before
             self.taken_back += 1
             try:
-                self.registry.drop_used(serving.engine.model_hash, back_to=serving.before.model_hash)
+                self.registry.drop_used(serving.engine.model_hash, back_to=serving.before.engine.model_hash)
             except ManyeyesError as error:  # a full disk is no reason not to answer
                 _log.warning("it will be tried again after the next start: %s", error)
 
