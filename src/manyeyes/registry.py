@@ -352,8 +352,10 @@ class Registry:
         """The hash of a model, damaged or not, that can be forgotten; see `forget`.
 
         Raises:
-            WeightsError: there is none, or several; or it is in use, the one to go back to, or held.
+            WeightsError: there is none, or several; or it is in use, the one to go back to, or held; or the list of
+                used models is damaged.
         """
+        self.check_used()
         chosen = _only(self._hashes(), name)
         if reason := self._needed().get(chosen):
             raise WeightsError(
@@ -386,7 +388,11 @@ class Registry:
             days: only such as came longer ago.
             keep: only as many as there are beyond this number.
             run_only: of those that a federation made alone; others are not counted either.
+
+        Raises:
+            WeightsError: the list of used models is damaged.
         """
+        self.check_used()
         used, needed = self.used, self._needed()
         entries = [entry for entry in self.entries() if not run_only or entry.origin == "federation"]
         order = {name: place for place, name in enumerate(reversed(used))}

@@ -168,6 +168,20 @@ def test_what_is_needed_is_not_forgotten(models: Models, state: Path, hashes: li
     assert sorted(path.name for path in (state / MODELS).iterdir() if path.is_dir()) == sorted(hashes[:3])
 
 
+def test_nothing_is_forgotten_while_it_is_not_known_what_is_in_use(
+    models: Models, state: Path, hashes: list[str]
+) -> None:
+    (state / MODELS / "use.json").write_text("[")
+    for arguments in ((hashes[0],), ("--keep", 1, "--yes")):
+        code, _, said = models("forget", *arguments)
+        assert (code, "use.json: is damaged. Say which model is to be used" in said) == (2, True)
+    (state / MODELS / "use.json").unlink()
+    # A damaged one that nobody needs can go as any other.
+    (state / MODELS / hashes[0] / "about.json").write_text("{")
+    assert models("forget", hashes[0])[0] == 0
+    assert models("list")[0] == 0
+
+
 def test_by_a_rule_those_go_first_that_were_never_used(models: Models, state: Path, hashes: list[str]) -> None:
     put_to_use(state, hashes[0], hashes[1], hashes[2])
     Registry(state / MODELS).use(hashes[1])  # now used: 1, 2, 0; never: 3, which is the newest
@@ -312,7 +326,9 @@ def test_what_was_tampered_with_is_said_and_the_server_goes_on_with_what_it_has(
         assert server.client.post(f"{API}/detect", content=data).json()["model"] == hashes[1]
         status = server.client.get(f"{API}/status").json()
         assert (status["model"], status["model_changes"], status["taken_back"]) == (hashes[1], 0, 0)
-        assert server.client.get(f"{API}/models").status_code == 200
+        shown = {model["hash"]: model["in_use"] for model in server.client.get(f"{API}/models").json()}
+        assert shown.get(hashes[1], True)
+        assert not any(shown[name] for name in shown if name != hashes[1])
         code, out, _ = models("list", "--json")
         folder = state / MODELS
         damaged = json.loads(out)["damaged"]

@@ -68,13 +68,12 @@ def take_candidate(
 
 
 def _forget(registry: Registry, keep: int) -> None:
-    for spare in registry.spare(keep=keep, run_only=True):
-        try:
+    try:
+        for spare in registry.spare(keep=keep, run_only=True):
             registry.forget(spare.hash)
-        except ManyeyesError as error:  # somebody has just put it to use, or the disk: it is tried again next time
-            _log.warning("%s is not deleted: %s", spare.label, error)
-        else:
             _log.info("%s is deleted: %d models of runs are kept", spare.label, keep)
+    except ManyeyesError as error:  # somebody has just put it to use, or the disk: it is tried again next time
+        _log.warning("no more models are deleted: %s", error)
 
 
 def _is_no_worse(

@@ -304,7 +304,7 @@ def _models(router: APIRouter, edge: Edge) -> None:
     viewer, administrator = [needs(edge, Role.viewer)], [needs(edge, Role.administrator)]
 
     def answers() -> list[ModelAnswer]:
-        return model_answers(edge.registry)
+        return model_answers(edge.registry, edge.host.in_use)
 
     @router.get("/status", dependencies=viewer)
     def status(request: Request) -> StatusAnswer:

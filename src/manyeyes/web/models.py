@@ -20,9 +20,14 @@ __all__ = ["chosen_to_forget", "list_values", "model_answers", "show_model", "sh
 _SHORT = 12
 
 
-def model_answers(registry: Registry) -> list[ModelAnswer]:
-    """All models of a site, the newest first."""
-    used, in_use, night = registry.used, registry.wanted, registry.held.get("night")
+def model_answers(registry: Registry, in_use: str | None = None) -> list[ModelAnswer]:
+    """All models of a site, the newest first.
+
+    Args:
+        registry: of the site.
+        in_use: hash of the model that its server looks with; default: the one that the registry names.
+    """
+    used, in_use, night = registry.used, in_use or registry.wanted, registry.held.get("night")
     return [ModelAnswer.of(entry, used, in_use, night) for entry in registry.entries()]
 
 
@@ -37,8 +42,8 @@ def list_values(answers: Iterable[ModelAnswer], damage: Sequence[WeightsError]) 
 def show_models(answers: Iterable[ModelAnswer], damage: Iterable[WeightsError], console: Console) -> None:
     """A table of the models, the newest first, and what is damaged."""
     table = Table(box=None, pad_edge=False)
-    for title in ("model", "state", "mAP50", "origin", "run and round, or file", "made from", "size"):
-        numbers, names = title in ("mAP50", "size"), title.startswith("run")
+    for title in ("model", "state", "mAP50", "origin", "label", "made from", "size"):
+        numbers, names = title in ("mAP50", "size"), title == "label"
         table.add_column(title, justify="right" if numbers else "left", overflow="fold", no_wrap=not names)
     for answer in answers:
         table.add_row(
