@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -31,7 +31,8 @@ from manyeyes.web.routing import PREFIX, role_of
 __all__ = ["events_router", "live_router"]
 
 _POLICY, _RESTARTS, _NOT_FOUND = 1008, 1012, 4404
-# How long to wait for a camera's next frame before looking whether the other side is still there, in seconds.
+_BARRED = "needs a password or a token"
+# How long to wait before looking whether the other side is still there, and may still be, in seconds.
 _PATIENCE = 2.0
 _LONGEST_TEXT = 50_000
 _sequence = itertools.count(1)
@@ -45,14 +46,17 @@ def events_router(door: Door, events: Events) -> APIRouter:
     async def tell(socket: WebSocket) -> None:
         """`{"event": NAME}` whenever something changes that a page may show, a few times a second at most."""
         if role_of(door, socket) is None:
-            await socket.close(_POLICY, "needs a password or a token")
+            await socket.close(_POLICY, _BARRED)
             return
         await socket.accept()
         telling, leaving = asyncio.create_task(_tell(events, socket)), asyncio.create_task(_until_left(socket))
         try:
-            await asyncio.wait((telling, leaving), return_when=asyncio.FIRST_COMPLETED)
+            async with _while_allowed(door, socket):
+                await asyncio.wait((telling, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not leaving.done():
                 await socket.close(_RESTARTS, "there is more to see: ask again")
+        except RuntimeError:
+            pass  # it was closed already
         finally:
             for task in (telling, leaving):
                 task.cancel()
@@ -74,13 +78,14 @@ def live_router(edge: Edge) -> APIRouter:
         `"counting": {"lines": …, "zones": …}` in it follows objects and counts them, null counts no more.
         """
         if role_of(edge, socket) is None:
-            await socket.close(_POLICY, "needs a password or a token")
+            await socket.close(_POLICY, _BARRED)
             return
         await socket.accept()
         newest = _Newest(Wanted(edge.config.min_score))
         reader = asyncio.create_task(_read(socket, newest))
         try:
-            await _answer(edge, socket, newest, f"live {next(_sequence)}")
+            async with _while_allowed(edge, socket):
+                await _answer(edge, socket, newest, f"live {next(_sequence)}")
         except (WebSocketDisconnect, RuntimeError):
             pass  # the other side has gone while it was being answered
         finally:
@@ -95,7 +100,7 @@ def live_router(edge: Edge) -> APIRouter:
         With `plain=true` the JPEG is as the camera sent it, for a page that draws the boxes itself.
         """
         if (role_of(edge, socket) or 0) < Role.viewer:
-            await socket.close(_POLICY, "needs a password or a token")
+            await socket.close(_POLICY, _BARRED)
             return
         if all(stream.name != name for stream in edge.streams.status()):
             await socket.close(_NOT_FOUND, "there is no such camera")
@@ -103,7 +108,8 @@ def live_router(edge: Edge) -> APIRouter:
         await socket.accept()
         leaving = asyncio.create_task(_until_left(socket))
         try:
-            await _show(edge, socket, name, leaving, picture=_as_it_is if plain else drawn if picture else None)
+            async with _while_allowed(edge, socket):
+                await _show(edge, socket, name, leaving, picture=_as_it_is if plain else drawn if picture else None)
         except (WebSocketDisconnect, RuntimeError):
             pass  # the other side has gone while it was being answered
         except DataError:
@@ -112,6 +118,24 @@ def live_router(edge: Edge) -> APIRouter:
             leaving.cancel()
 
     return router
+
+
+@contextlib.asynccontextmanager
+async def _while_allowed(door: Door, socket: WebSocket) -> AsyncIterator[None]:
+    """Within the block the socket is closed as soon as its session or pass has ended: it was asked for only once."""
+
+    async def watch() -> None:
+        while role_of(door, socket) is not None:
+            await asyncio.sleep(_PATIENCE)
+        await socket.close(_POLICY, _BARRED)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError, RuntimeError):
+            await watching
 
 
 async def _tell(events: Events, socket: WebSocket) -> None:
