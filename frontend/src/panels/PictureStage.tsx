@@ -47,8 +47,14 @@ export function PictureStage() {
               </button>
             </>
           )}
-          <button class="tool wide" title={t.reviewThisTitle} disabled={!canEdit || !item?.open} onClick={() => void askAboutIt().catch(tell)}>
-            {t.reviewThis}
+          <button
+            class="tool"
+            title={t.reviewThisTitle}
+            aria-label={t.reviewThisTitle}
+            disabled={!canEdit || !item?.open}
+            onClick={() => void askAboutIt().catch(tell)}
+          >
+            <Icon name="flag" />
           </button>
           <button
             class="tool"
