@@ -323,10 +323,10 @@ def test_what_is_written_out_can_be_read_again() -> None:
 
 @pytest.mark.slow
 def test_over_flower_a_slow_node_holds_nobody_up_and_is_heard(tmp_path: Path) -> None:
-    with deployed(tmp_path) as deployment:
-        # Six seconds of training, however slow this machine is, are more than the others' halves of a second.
-        deployment.start_coordinator(rounds=12, min_nodes=2, mode="async", buffer=2, max_staleness=100)
-        for node, seconds in (("A", 0.5), ("B", 0.5), ("C", 6.0)):
+    with deployed(tmp_path, "AC") as deployment:
+        # Six seconds of training, however slow this machine is, are more than the other's half a second.
+        deployment.start_coordinator(rounds=10, min_nodes=1, mode="async", buffer=1, max_staleness=100)
+        for node, seconds in (("A", 0.5), ("C", 6.0)):
             deployment.start_node(node, seconds=seconds)
         assert deployment.finish(seconds=180.0) == 0
         merged = deployment.of("update_received")
@@ -334,6 +334,6 @@ def test_over_flower_a_slow_node_holds_nobody_up_and_is_heard(tmp_path: Path) ->
         assert stale
         assert all(event.get("staleness", 0) >= 1 for event in stale)
         assert "C" in {event["node"] for event in deployment.of("node_asked")}
-        assert not [event for event in deployment.of("update_refused") if event["round"] < 12]
-        assert [len([e for e in merged if e["round"] == number]) for number in range(1, 13)] == [2] * 12
-        assert {e["where"] for e in deployment.of("evaluated") if e["round"] == 12} == set("ABC")
+        assert not [event for event in deployment.of("update_refused") if event["round"] < 10]
+        assert [len([e for e in merged if e["round"] == number]) for number in range(1, 11)] == [1] * 10
+        assert {e["where"] for e in deployment.of("evaluated") if e["round"] == 10} == set("AC")
