@@ -31,8 +31,8 @@ from manyeyes.web.serving import LOOPBACK, listen, serving
 from manyeyes.web.settings import ServeConfig
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from mjpeg import camera  # noqa: E402 - the camera of the tests
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.mjpeg import camera  # noqa: E402 - the camera of the tests
 
 SIDE = 320
 DESK, PHONE = (1280, 800), (390, 844)
