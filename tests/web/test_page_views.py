@@ -92,11 +92,13 @@ def objects(page: Page) -> Locator:
     return page.locator(".detections li")
 
 
-def only_box(page: Page) -> None:
+def only_box(page: Page, id: str) -> None:
     """Delete every box, and make one in the middle; by keyboard."""
     page.locator(".card-row button").first.click()
     page.keyboard.press("j")
+    expect(page.locator(f".fill[data-picture='{id}']")).to_have_count(0)
     page.keyboard.press("k")
+    expect(page.locator(f".fill[data-picture='{id}']")).to_be_visible()
     expect(objects(page)).not_to_have_count(0)
     while objects(page).count():
         before = objects(page).count()
@@ -109,7 +111,7 @@ def only_box(page: Page) -> None:
 
 def test_a_picture_is_corrected_and_added_with_the_keyboard_alone(page: Page, site: Server, doubts: list[str]) -> None:
     chosen = objects(page).locator("[aria-current=true]")
-    only_box(page)
+    only_box(page, doubts[0])
     expect(chosen).to_contain_text("person")
     page.keyboard.press("2")
     expect(chosen).to_contain_text("car")
@@ -149,7 +151,7 @@ def test_a_picture_is_corrected_and_added_with_the_keyboard_alone(page: Page, si
 
 def test_a_draft_is_kept_and_can_be_given_up(page: Page, site: Server, doubts: list[str]) -> None:
     expect(page.locator(".tabs .count")).to_have_text("3")
-    only_box(page)
+    only_box(page, doubts[0])
     expect(page.locator(".badge")).to_have_text("Draft kept")
     ends = time.monotonic() + 10
     while not entry(site, doubts[0])["boxes"]:

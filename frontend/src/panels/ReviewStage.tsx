@@ -15,6 +15,8 @@ export function ReviewStage({ handle }: { handle: RefObject<Viewer | null> }) {
   return (
     <div
       class="fill"
+      aria-busy={!review.isPresent.value && review.reviewId.value !== null && !problem}
+      data-picture={review.isPresent.value ? shown?.entry.id : undefined}
       onKeyDownCapture={(event) => {
         // Enter means the decision here; the viewer would enlarge the chosen box.
         if (event.key !== "Enter" || !(event.target as Element).classList.contains("viewer")) return;

@@ -59,7 +59,7 @@ export const isDraft = computed(() => {
 });
 
 /** While the next picture is on its way, nothing can be done to the one before it. */
-const isPresent = computed(() => shownReview.value !== null && shownReview.value.entry.id === reviewId.value);
+export const isPresent = computed(() => shownReview.value !== null && shownReview.value.entry.id === reviewId.value);
 
 /** Boxes of the picture that is shown: as somebody corrected them, else the model's. */
 export const reviewShapes = computed<readonly Shape[]>(() => {
