@@ -81,10 +81,11 @@ def nothing_said_that_should_not_be(deployment: LinearDeployment) -> None:
 @pytest.mark.slow
 def test_killed_processes_cost_no_round_and_no_bit(tmp_path: Path) -> None:
     """The SuperLink alone, a node while it sends, a SuperNode alone; and a network that is cut for some seconds."""
-    with deployed(tmp_path, "AB") as deployment:
+    with deployed(tmp_path) as deployment:
         wire = Wire(deployment.port)
         deployment.start_coordinator(rounds=5)
-        deployment.start_node("A")
+        for node in "AC":
+            deployment.start_node(node)
         deployment.start_node("B", port=wire.port)
         deployment.wait_for_round(1)
         os.kill(deployment.child_of("coordinator", "flower-superlink"), signal.SIGKILL)
@@ -97,7 +98,7 @@ def test_killed_processes_cost_no_round_and_no_bit(tmp_path: Path) -> None:
         deployment.start_node("B", port=wire.port)
         deployment.wait_for_round(3)
 
-        os.kill(deployment.child_of("A", "flower-supernode"), signal.SIGKILL)
+        os.kill(deployment.child_of("C", "flower-supernode"), signal.SIGKILL)
         deployment.wait_for_round(4)
         wire.cut()
         time.sleep(8)
@@ -106,28 +107,28 @@ def test_killed_processes_cost_no_round_and_no_bit(tmp_path: Path) -> None:
 
         assert "flower-superlink has ended (SIGKILL); it is started again" in deployment.said("coordinator")
         assert "B was gone, and is asked again" in deployment.said("coordinator")
-        assert [deployment.merged(number) for number in range(1, 6)] == [{"A", "B"}] * 5
-        assert final(deployment) == undisturbed(tmp_path, "AB", 5)
+        assert [deployment.merged(number) for number in range(1, 6)] == [{"A", "B", "C"}] * 5
+        assert final(deployment) == undisturbed(tmp_path, "ABC", 5)
         nothing_said_that_should_not_be(deployment)
 
 
 @pytest.mark.slow
-def test_another_node_joins_in_round_3_and_a_revoked_one_is_gone_at_once(tmp_path: Path) -> None:
-    with deployed(tmp_path) as deployment:
-        deployment.start_coordinator(rounds=5, min_nodes=2)
-        for node in "AB":
+def test_a_fourth_node_joins_in_round_3_and_a_revoked_one_is_gone_at_once(tmp_path: Path) -> None:
+    with deployed(tmp_path, "ABCD") as deployment:
+        deployment.start_coordinator(rounds=5, min_nodes=3)
+        for node in "ABC":
             deployment.start_node(node, seconds=2.0)
         deployment.wait_for_round(1)
-        deployment.start_node("C", seconds=2.0)
-        deployment.wait(lambda: "C" in deployment.merged(deployment.rounds_finished()), "C took no part")
+        deployment.start_node("D", seconds=2.0)
+        deployment.wait(lambda: "D" in deployment.merged(deployment.rounds_finished()), "D took no part")
         deployment.members.revoke("B")
         assert deployment.finish() == 0, deployment.said("coordinator")
-        assert deployment.merged(1) == {"A", "B"}
+        assert deployment.merged(1) == {"A", "B", "C"}
         assert {event["reason"] for event in deployment.of("update_refused")} <= {
             "was revoked",
             "is not online any more",
         }
-        assert deployment.merged(5) == {"A", "C"}
+        assert deployment.merged(5) == {"A", "C", "D"}
         assert "this key was not admitted, or was revoked" in deployment.said("B")
         nothing_said_that_should_not_be(deployment)
 
