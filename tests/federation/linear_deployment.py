@@ -230,7 +230,7 @@ class LinearDeployment:
         while not until():
             process = self.processes.get(needs)
             assert process is None or process.poll() is None, f"{needs} ended: {self.said(needs)}"
-            assert time.monotonic() < ends, f"{what}: {self.said(needs)}"
+            assert time.monotonic() < ends, f"{what}: {self.said(needs)}\n{self.events()}"
             time.sleep(0.1)
 
     def wait_for_round(self, number: int, seconds: float = 60.0) -> None:
@@ -359,7 +359,8 @@ def _node(options: argparse.Namespace) -> None:
 
 
 def _coordinator(options: argparse.Namespace) -> None:
-    from manyeyes.federation.coordinator import CoordinatorConfig, hold
+    from manyeyes.federation.coordinator_config import CoordinatorConfig
+    from manyeyes.federation.hold import hold
     from manyeyes.signals import stop_signals
     from manyeyes.weights import save_weights
 

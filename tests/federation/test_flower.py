@@ -20,8 +20,7 @@ from tests.federation.installed import PLAN, SITES, Deployment
 from manyeyes.config import parse_config
 from manyeyes.errors import ConfigError, ProtocolError
 from manyeyes.federation.audit import AUDIT, read_audit
-from manyeyes.federation.coordinator import load_coordinator_config
-from manyeyes.federation.coordinator_config import DATABASE
+from manyeyes.federation.coordinator_config import DATABASE, load_coordinator_config
 from manyeyes.federation.flower import fab, packed, unpacked
 from manyeyes.federation.launch import launch
 from manyeyes.federation.node import load_node_config

@@ -10,8 +10,8 @@ import pytest
 from tests.federation.linear import TEMPLATE, LinearLearner, Log, clients, expected, hold
 
 from manyeyes.errors import AbsentNodesError, Interrupted, RunError
-from manyeyes.federation import coordinator
-from manyeyes.federation.coordinator import CoordinatorConfig, _hold_rounds
+from manyeyes.federation.coordinator_config import CoordinatorConfig
+from manyeyes.federation.hold import _ATTEMPTS, _hold_rounds
 from manyeyes.federation.local import LocalTransport
 from manyeyes.federation.rounds import never
 from manyeyes.federation.transport import Reply, Request
@@ -66,7 +66,7 @@ def held(folder: Path, transport: LocalTransport, log: Log, *, stop: Stop = neve
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordinator, "_REST_SECONDS", 0.0)
+    monkeypatch.setattr("manyeyes.federation.hold._REST_SECONDS", 0.0)
 
 
 def test_a_round_for_which_a_node_was_gone_is_held_again_with_the_same_result(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_node_that_never_answers_ends_the_run_after_some_attempts(tmp_path: Pa
     log = Log()
     with pytest.raises(AbsentNodesError, match=r"round 1 got 2 good updates.* Mend these nodes and resume"):
         held(tmp_path, Leaving(tmp_path, dict.fromkeys(range(1, 100), 1)), log)
-    assert len(log.of("round_started")) == coordinator._ATTEMPTS
+    assert len(log.of("round_started")) == _ATTEMPTS
 
 
 def test_a_node_that_refuses_ends_the_run_at_once(tmp_path: Path) -> None:
