@@ -2,7 +2,7 @@
 
 import * as review from "./state/review";
 import { highlightNext, selectNext } from "./state/select";
-import { editing, helpOpen, selected, showLabels, view } from "./state/store";
+import { editing, helpOpen, selected, toggleLabels, view } from "./state/store";
 
 const EVERYWHERE: Readonly<Record<string, () => void>> = {
   "?": () => (helpOpen.value = true),
@@ -12,7 +12,7 @@ const PICTURES: Readonly<Record<string, () => void>> = {
   o: () => document.getElementById("input-files")?.click(),
   j: () => selectNext(1),
   k: () => selectNext(-1),
-  l: () => (showLabels.value = !showLabels.value),
+  l: toggleLabels,
   h: highlightNext,
   e: () => {
     if (selected.value?.found) editing.value = !editing.value;
@@ -25,13 +25,13 @@ const REVIEW: Readonly<Record<string, () => void>> = {
   enter: () => void review.addToTraining(),
   x: () => void review.dismiss(),
   u: () => void review.takeBack(),
-  l: () => (showLabels.value = !showLabels.value),
+  l: toggleLabels,
 };
 
 const OF_VIEWS: Readonly<Record<string, Readonly<Record<string, () => void>>>> = {
   pictures: PICTURES,
   review: REVIEW,
-  cameras: { l: () => (showLabels.value = !showLabels.value) },
+  cameras: { l: toggleLabels },
 };
 
 export function watchKeys(): void {

@@ -87,19 +87,24 @@ def playwright() -> Iterator[Playwright]:
         yield playwright
 
 
-@pytest.fixture(scope="module")
-def browser(playwright: Playwright) -> Iterator[Browser]:
+def chromium(playwright: Playwright, camera: str = "", answer: str = "") -> Browser:
+    """A headless Chromium with a made-up camera that pages may use, or as the values of its two switches say."""
     program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, _CHROMIUM)), None)
     if program is None:
         reason = f"no Chromium: set CHROMIUM to its path, or install one of {', '.join(_CHROMIUM)}"
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
-    arguments = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    arguments = [f"--use-fake-device-for-media-stream{camera}", f"--use-fake-ui-for-media-stream{answer}"]
     # Chromium's sandbox refuses to run as root.
-    browser = playwright.chromium.launch(
+    return playwright.chromium.launch(
         executable_path=program, args=arguments, chromium_sandbox=hasattr(os, "geteuid") and os.geteuid() != 0
     )
+
+
+@pytest.fixture(scope="module")
+def browser(playwright: Playwright) -> Iterator[Browser]:
+    browser = chromium(playwright)
     yield browser
     browser.close()
 

@@ -85,11 +85,18 @@ def test_another_model_can_be_asked_beside_the_one_in_use(
         assert answer["detections"] == plain["detections"]
     assert server.client.get(f"{API}/status").json()["model"] == first
     assert len(server.client.get(f"{API}/history").json()) == 1, "the same picture is remembered once"
-    missing = server.client.post(f"{API}/detect?model={'0' * 8}", content=data)
-    assert (missing.status_code, missing.json()["reason"]) == (
-        404,
-        "there are no models whose hash begins with 00000000",
-    )
+    job = server.client.post(f"{API}/jobs?model={second[:10]}", content=zipped({"a.jpg": data})).json()
+    assert job["model"] == second
+    assert ended(server.client, job["id"])["state"] == "done"
+    (line,) = server.client.get(f"{API}/jobs/{job['id']}/results").text.splitlines()
+    assert (json.loads(line)["model"], json.loads(line)["detections"]) == (second, plain["detections"])
+    assert len(server.client.get(f"{API}/history").json()) == 1
+    for place in ("detect", "jobs"):
+        missing = server.client.post(f"{API}/{place}?model={'0' * 8}", content=data)
+        assert (missing.status_code, missing.json()["reason"]) == (
+            404,
+            "there are no models whose hash begins with 00000000",
+        )
     path = server.edge.registry.path(second)
     server.edge.host._beside._engines.clear()
     path.write_bytes(path.read_bytes() + b"\0")

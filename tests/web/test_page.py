@@ -254,7 +254,7 @@ def test_a_click_on_a_class_shows_it_and_dims_the_rest(page: Page, pictures: lis
 
 
 def test_models_tell_their_origin_and_are_compared_and_put_to_use(
-    page: Page, site: Server, pictures: list[Path]
+    page: Page, site: Server, pictures: list[Path], tmp_path: Path
 ) -> None:
     add(page, pictures[0])
     first = site.edge.host.engine.model_hash
@@ -266,6 +266,12 @@ def test_models_tell_their_origin_and_are_compared_and_put_to_use(
     slide(page, "Line between the models", 0.25)
     page.get_by_label("Compare with").select_option("")
     page.get_by_role("combobox", name="Model", exact=True).select_option(other)
+    archive = tmp_path / "night.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(pictures[1], "a.jpg")
+    with page.expect_request(f"**/jobs*model={other}*"):
+        page.locator("#input-zip").set_input_files(archive)
+    expect(page.locator(".row", has_text="night.zip")).to_contain_text("1 file")
     page.get_by_role("button", name="Use on this server").click()
     expect(page.locator(".server-model")).to_have_text(site.edge.registry.entry(other).label)
     expect(page.locator(".notice")).to_contain_text("The model in use is now")

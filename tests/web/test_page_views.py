@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Locator, Page, WebSocket, expect
+from playwright.sync_api import Browser, Locator, Page, Playwright, WebSocket, expect
 
 from manyeyes.config import AugmentSection, TrainSection
 from manyeyes.datasets import load_dataset
@@ -37,7 +37,7 @@ from manyeyes.web.settings import ReviewSection, ServeConfig
 from manyeyes.weights import Weights, add
 from mjpeg import camera
 
-from .conftest import Server, opened, serious_findings, started
+from .conftest import Server, chromium, opened, serious_findings, started
 
 API = "/api/v1"
 
@@ -332,6 +332,58 @@ def test_the_browsers_own_camera_is_looked_at_one_frame_at_a_time(page: Page) ->
     expect(page.get_by_role("group", name="Line 1")).to_contain_text("Nobody yet")
     page.locator("#own-camera").click()
     expect(page.get_by_text("Choose a camera")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"answer": "=deny"}, "does not allow this page to use the camera"),
+        ({"camera": "=device-count=0"}, "This device has no camera"),
+    ],
+)
+def test_an_own_camera_that_is_denied_or_not_there_is_said(
+    playwright: Playwright, site: Server, flags: dict[str, str], said: str
+) -> None:
+    other = chromium(playwright, **flags)
+    page = other.new_page(locale="en-GB")
+    page.goto(site.address)
+    go(page, "cameras")
+    page.locator("#own-camera").click()
+    expect(page.locator(".stage").get_by_role("alert")).to_contain_text(said)
+    other.close()
+
+
+def test_an_own_camera_that_is_unplugged_is_said_and_used_again(page: Page) -> None:
+    # What a browser tells a page when a camera is pulled out and put in again; no program can do that to this one's.
+    page.evaluate(
+        """() => {
+            const devices = navigator.mediaDevices;
+            const open = devices.getUserMedia.bind(devices);
+            devices.getUserMedia = async wanted => {
+                if (window.away_) throw new DOMException("", "NotFoundError");
+                return (window.stream_ = await open(wanted));
+            };
+            window.tell_ = away => {
+                window.away_ = away;
+                if (away) stream_.getTracks().forEach(track => {
+                    track.stop();
+                    track.dispatchEvent(new Event("ended"));
+                });
+                devices.dispatchEvent(new Event("devicechange"));
+            };
+        }"""
+    )
+    go(page, "cameras")
+    page.locator("#own-camera").click()
+    expect(page.locator(".facts")).to_contain_text("pictures a second", timeout=20_000)
+    page.evaluate("tell_(true)")
+    alert = page.locator(".banner")
+    expect(alert).to_contain_text("was unplugged")
+    page.wait_for_timeout(700)  # answers that were on their way change nothing
+    expect(alert).to_contain_text("was unplugged")
+    page.evaluate("tell_(false)")
+    expect(alert).to_have_count(0)
+    expect(page.locator(".facts")).to_contain_text("pictures a second", timeout=20_000)
 
 
 # -- history ----------------------------------------------------------------------------------------------------------

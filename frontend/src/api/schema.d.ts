@@ -1047,6 +1047,11 @@ export interface components {
             /** Max Iou */
             max_iou: number;
             /**
+             * Model
+             * @description hash of another model than the one in use
+             */
+            model: string | null;
+            /**
              * Created
              * @description seconds since 1970
              */
@@ -1510,7 +1515,7 @@ export interface operations {
                 min_score?: number | null;
                 /** @description of two boxes of a class that overlap by more, the better one is shown; default: 0.7 */
                 max_iou?: number | null;
-                /** @description another one, by its hash; what it finds is not remembered */
+                /** @description another one than that in use, by its hash; what it finds is not remembered */
                 model?: string | null;
             };
             header?: never;
@@ -2139,6 +2144,8 @@ export interface operations {
                 min_score?: number | null;
                 /** @description of two boxes of a class that overlap by more, the better one is shown; default: 0.7 */
                 max_iou?: number | null;
+                /** @description another one than that in use, by its hash; what it finds is not remembered */
+                model?: string | null;
             };
             header?: never;
             path?: never;

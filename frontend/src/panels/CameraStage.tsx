@@ -1,7 +1,6 @@
-import { Icon } from "../parts/Icon";
 import { Stage } from "../parts/Stage";
 import * as cameras from "../state/cameras";
-import { chosenBox, highlighted, hoveredBox, showLabels, words } from "../state/store";
+import { chosenBox, highlighted, hoveredBox, words } from "../state/store";
 
 /** The newest frame with its boxes, lines and zones. */
 export function CameraStage() {
@@ -27,7 +26,6 @@ export function CameraStage() {
         highlighted={highlighted.value}
         hovered={hoveredBox.value}
         chosen={chosenBox.value}
-        labels={showLabels.value}
         onHover={(id) => (hoveredBox.value = id)}
         onChoose={(id) => (chosenBox.value = id)}
         onPen={cameras.setPoint}
@@ -36,15 +34,6 @@ export function CameraStage() {
             {frame?.found.review && <span class="badge">{t.unsureFrame}</span>}
             <button class="tool wide" disabled={!frame} title={t.reviewFrameTitle} onClick={() => void cameras.reviewFrame()}>
               {t.reviewFrame}
-            </button>
-            <button
-              class="tool"
-              title={`${t.labels} (L)`}
-              aria-label={t.labels}
-              aria-pressed={showLabels.value}
-              onClick={() => (showLabels.value = !showLabels.value)}
-            >
-              <Icon name="tag" />
             </button>
           </>
         }

@@ -1,4 +1,4 @@
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 
 import { Icon } from "../parts/Icon";
 import { helpOpen, words } from "../state/store";
@@ -7,7 +7,7 @@ import { helpOpen, words } from "../state/store";
 export function Help() {
   const t = words.value;
   const dialog = useRef<HTMLDialogElement>(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (helpOpen.value) dialog.current?.showModal();
     else dialog.current?.close();
   }, [helpOpen.value]);
@@ -68,7 +68,17 @@ export function Help() {
     },
   ] as const;
   return (
-    <dialog class="help" ref={dialog} aria-labelledby="help-title" onClose={() => (helpOpen.value = false)}>
+    <dialog
+      class="help"
+      ref={dialog}
+      aria-labelledby="help-title"
+      onCancel={(event) => {
+        // The browser tells of the end of a dialog some time after it is gone; shortcuts hold again at once.
+        event.preventDefault();
+        helpOpen.value = false;
+      }}
+      onClose={() => (helpOpen.value = false)}
+    >
       <div class="panel-head">
         <h2 id="help-title">{t.helpTitle}</h2>
         <button class="tool" aria-label={t.close} onClick={() => (helpOpen.value = false)}>

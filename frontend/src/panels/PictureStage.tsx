@@ -30,7 +30,6 @@ export function PictureStage() {
       highlighted={store.highlighted.value}
       hovered={store.hoveredBox.value}
       chosen={store.chosenBox.value}
-      labels={store.showLabels.value}
       divider={store.divider.value}
       editing={store.editing.value ? classes : null}
       onHover={(id) => (store.hoveredBox.value = id)}
@@ -55,15 +54,6 @@ export function PictureStage() {
             onClick={() => void askAboutIt().catch(tell)}
           >
             <Icon name="flag" />
-          </button>
-          <button
-            class="tool"
-            title={`${t.labels} (L)`}
-            aria-label={t.labels}
-            aria-pressed={store.showLabels.value}
-            onClick={() => (store.showLabels.value = !store.showLabels.value)}
-          >
-            <Icon name="tag" />
           </button>
           <button
             class="tool"

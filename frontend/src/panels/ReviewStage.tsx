@@ -1,10 +1,9 @@
 import type { RefObject } from "preact";
 
-import { Icon } from "../parts/Icon";
 import { Stage } from "../parts/Stage";
 import { textOf } from "../state/notices";
 import * as review from "../state/review";
-import { chosenBox, hoveredBox, showLabels, words } from "../state/store";
+import { chosenBox, hoveredBox, words } from "../state/store";
 import type { Viewer } from "../viewer/viewer";
 
 /** The picture that is reviewed, with boxes that can be corrected. */
@@ -31,7 +30,6 @@ export function ReviewStage({ handle }: { handle: RefObject<Viewer | null> }) {
         shapes={review.reviewShapes.value}
         hovered={hoveredBox.value}
         chosen={chosenBox.value}
-        labels={showLabels.value}
         editing={shown && review.mayCorrect.value ? shown.entry.classes : null}
         onHover={(id) => (hoveredBox.value = id)}
         onChoose={(id) => (chosenBox.value = id)}
@@ -46,15 +44,6 @@ export function ReviewStage({ handle }: { handle: RefObject<Viewer | null> }) {
                 </button>
               </>
             )}
-            <button
-              class="tool"
-              title={`${t.labels} (L)`}
-              aria-label={t.labels}
-              aria-pressed={showLabels.value}
-              onClick={() => (showLabels.value = !showLabels.value)}
-            >
-              <Icon name="tag" />
-            </button>
           </>
         }
       >

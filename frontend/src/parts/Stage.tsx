@@ -1,7 +1,7 @@
 import type { ComponentChildren, RefObject } from "preact";
 import { useLayoutEffect, useRef, useState } from "preact/hooks";
 
-import { words } from "../state/store";
+import { showLabels, toggleLabels, words } from "../state/store";
 import type { Point } from "../viewer/geometry";
 import type { Levels } from "../viewer/levels";
 import type { Mark, Pen } from "../viewer/marks";
@@ -18,13 +18,12 @@ interface Props {
   highlighted?: string | null;
   hovered?: number | null;
   chosen?: number | null;
-  labels: boolean;
   divider?: number;
   /** The classes boxes may get; only while they are edited. */
   editing?: readonly string[] | null;
   /** Shown instead of a picture. */
   children?: ComponentChildren;
-  /** Buttons at the end of the bar. */
+  /** Buttons at the end of the bar, before the one for labels. */
   tools?: ComponentChildren;
   /** Lines and zones over the picture, and the pen while one is drawn. */
   marks?: readonly Mark[];
@@ -71,7 +70,7 @@ export function Stage(props: Props) {
   useLayoutEffect(() => viewer.current?.setHighlight(props.highlighted ?? null), [props.highlighted]);
   useLayoutEffect(() => viewer.current?.setHovered(props.hovered ?? null), [props.hovered]);
   useLayoutEffect(() => viewer.current?.setChosen(props.chosen ?? null), [props.chosen]);
-  useLayoutEffect(() => viewer.current?.setLabels(props.labels), [props.labels]);
+  useLayoutEffect(() => viewer.current?.setLabels(showLabels.value), [showLabels.value]);
   useLayoutEffect(() => viewer.current?.setDivider(props.divider ?? 0.5), [props.divider]);
 
   useLayoutEffect(() => viewer.current?.setMarks(props.marks ?? []), [props.marks]);
@@ -141,7 +140,18 @@ export function Stage(props: Props) {
             </button>
           </div>
         )}
-        <div class="group end">{props.tools}</div>
+        <div class="group end">
+          {props.tools}
+          <button
+            class="tool"
+            title={`${t.labels} (L)`}
+            aria-label={t.labels}
+            aria-pressed={showLabels.value}
+            onClick={toggleLabels}
+          >
+            <Icon name="tag" />
+          </button>
+        </div>
       </div>
       <div
         class="viewer"

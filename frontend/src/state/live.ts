@@ -62,8 +62,11 @@ export function watchStream(name: string, sink: Sink): () => void {
   };
 }
 
-/** Send the frames of this browser's camera, one at a time: the next leaves when the last one's boxes are there. */
+/** Send the frames of this browser's camera, one at a time: the next leaves when the last one's boxes are there. A camera
+ *  that was unplugged is used again when it is back. */
 export function watchOwnCamera(asked: Asked, sink: Sink): OwnCamera {
+  // A browser has none where the page does not come over TLS or from this machine.
+  const devices = navigator.mediaDevices as MediaDevices | undefined;
   const video = document.createElement("video");
   const canvas = document.createElement("canvas");
   let wanted = asked;
@@ -110,21 +113,38 @@ export function watchOwnCamera(asked: Asked, sink: Sink): OwnCamera {
       timer = setTimeout(connect, AGAIN_MS);
     };
   };
+  const hangUp = () => {
+    clearTimeout(timer);
+    if (socket) socket.onclose = socket.onmessage = null;
+    socket?.close();
+    socket = null;
+    if (stream) stop(stream);
+    stream = video.srcObject = null;
+  };
+  const lose = () => {
+    hangUp();
+    sink.problem("cameraEnded");
+  };
   const begin = async () => {
-    if (!navigator.mediaDevices) throw new DOMException("", "SecurityError");
-    const opened = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: MOST_SIDE } } });
-    if (ended) {
+    if (!devices) throw new DOMException("", "SecurityError");
+    const opened = await devices.getUserMedia({ video: { facingMode: "environment", width: { ideal: MOST_SIDE } } });
+    if (ended || stream) {
       stop(opened);
       return;
     }
     stream = opened;
-    for (const track of opened.getTracks()) track.onended = () => sink.problem("cameraEnded");
+    for (const track of opened.getTracks()) track.onended = lose;
     video.srcObject = opened;
     video.muted = true;
     video.playsInline = true;
     await video.play();
     connect();
   };
+  // Told when a camera is plugged in, and when one is unplugged: then what was said of it stays.
+  const beginAgain = () => {
+    if (!stream) begin().catch(() => {});
+  };
+  devices?.addEventListener("devicechange", beginAgain);
   begin().catch((error: unknown) => ended || sink.problem(problemOf(error)));
   return {
     ask(now) {
@@ -133,10 +153,8 @@ export function watchOwnCamera(asked: Asked, sink: Sink): OwnCamera {
     },
     close() {
       ended = true;
-      clearTimeout(timer);
-      socket?.close();
-      if (stream) stop(stream);
-      video.srcObject = null;
+      devices?.removeEventListener("devicechange", beginAgain);
+      hangUp();
     },
   };
 }

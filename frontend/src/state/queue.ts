@@ -174,8 +174,8 @@ async function look(item: Item): Promise<void> {
 }
 
 async function sendArchive(item: Item): Promise<void> {
-  const asked = { maxIou: store.maxIou.peek(), model: store.modelInUse.peek() };
-  const query = { min_score: store.LEAST_SCORE, max_iou: asked.maxIou };
+  const asked = present();
+  const query = { min_score: store.LEAST_SCORE, max_iou: asked.maxIou, model: store.chosenModel.peek() };
   const job = await tried(item, (file, onProgress) => upload<Job>("/jobs", file, item.name, { query, onProgress }));
   change(item.id, { state: "looking", progress: 0, job, asked });
   void follow(item.id, job);

@@ -66,6 +66,10 @@ export const comparedModel = signal<string | null>(null);
 export const divider = signal(0.5);
 export const showLabels = kept("labels", false, isBoolean);
 
+export function toggleLabels(): void {
+  showLabels.value = !showLabels.value;
+}
+
 export const items = signal<readonly Item[]>([]);
 export const selectedId = signal<number | null>(null);
 export const selected = computed(() => items.value.find((item) => item.id === selectedId.value) ?? null);

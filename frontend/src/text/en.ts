@@ -295,7 +295,7 @@ export const en = {
   cameraDenied: "The browser does not allow this page to use the camera. Allow it in the browser's settings for this page, and start it again.",
   cameraNone: "This device has no camera.",
   cameraBusy: "The camera cannot be opened: another program may be using it.",
-  cameraEnded: "The camera was unplugged or taken away.",
+  cameraEnded: "The camera was unplugged or taken away. It is used again when it is back.",
   liveLost: "The connection is lost. It is tried again.",
   liveRemoved: "This camera is not watched any more.",
   perSecond: (n: number) => `${n.toFixed(1)} pictures a second`,

@@ -282,7 +282,7 @@ export const zh: Dictionary = {
   cameraDenied: "浏览器不允许本页使用摄像头。请在浏览器设置中允许后重新启动。",
   cameraNone: "本机没有摄像头。",
   cameraBusy: "无法打开摄像头：可能正被其他程序使用。",
-  cameraEnded: "摄像头已断开。",
+  cameraEnded: "摄像头已断开，重新接上后会继续使用。",
   liveLost: "连接已断开，正在重试。",
   liveRemoved: "此摄像头已被移除。",
   perSecond: (n) => `每秒 ${n.toFixed(1)} 帧`,

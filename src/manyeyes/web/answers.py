@@ -96,6 +96,7 @@ class JobAnswer(_Answer):
     errors: int
     min_score: float
     max_iou: float
+    model: str | None = Field(description="hash of another model than the one in use")
     created: float = Field(description="seconds since 1970")
     began: float | None
     ended: float | None

@@ -74,6 +74,10 @@ T = TypeVar("T")
 
 RoleName = Literal["viewer", "administrator"]
 Hash = Annotated[str, PathParameter(pattern=MODEL_HASH, description="the model's hash, or its beginning")]
+OtherModel = Annotated[
+    str | None,
+    Query(pattern=MODEL_HASH, description="another one than that in use, by its hash; what it finds is not remembered"),
+]
 JobId = Annotated[str, PathParameter(pattern=r"^[0-9a-f]{16}$")]
 Time = Annotated[float | None, Query(ge=0, le=1e11, allow_inf_nan=False, description="seconds since 1970")]
 Source = Annotated[str | None, Query(max_length=100)]
@@ -167,17 +171,10 @@ def _detection(router: APIRouter, edge: Edge) -> None:
 
     @router.post("/detect", dependencies=viewer, responses={200: {"model": FoundAnswer}}, openapi_extra=ONE_PICTURE)
     async def detect(
-        request: Request,
-        min_score: Score = None,
-        max_iou: MaxIou = None,
-        model: Annotated[
-            str | None,
-            Query(pattern=MODEL_HASH, description="another one, by its hash; what it finds is not remembered"),
-        ] = None,
+        request: Request, min_score: Score = None, max_iou: MaxIou = None, model: OtherModel = None
     ) -> Response:
         """Find objects in one picture: its bytes as the body, or a form with one file."""
-        chosen = None if model is None else await anyio.to_thread.run_sync(_known_model, edge, model)
-        wanted = wanted_of(edge, min_score, max_iou, chosen)
+        wanted = wanted_of(edge, min_score, max_iou, await _known_model(edge, model))
         return JSONResponse(await looked(request, wanted, found_values))
 
     @router.post(
@@ -234,13 +231,15 @@ def _jobs(router: APIRouter, edge: Edge) -> None:
         responses={202: {"model": JobAnswer}},
         openapi_extra=archive,
     )
-    async def add_job(request: Request, min_score: Score = None, max_iou: MaxIou = None) -> JobAnswer:
+    async def add_job(
+        request: Request, min_score: Score = None, max_iou: MaxIou = None, model: OtherModel = None
+    ) -> JobAnswer:
         """Look at all pictures of a ZIP archive, one after the other; ask for the job to see how far it is."""
         _check_room(edge, request)
+        wanted = wanted_of(edge, min_score, max_iou, await _known_model(edge, model))
         with edge.jobs.receiving() as path:
             name = await save_archive(request, path)
-            wanted = wanted_of(edge, min_score, max_iou)
-            submit = partial(edge.jobs.submit, path, name, wanted.min_score, wanted.max_iou)
+            submit = partial(edge.jobs.submit, path, name, wanted.min_score, wanted.max_iou, wanted.model)
             return JobAnswer.of(await anyio.to_thread.run_sync(submit))
 
     @router.get("/jobs", dependencies=viewer)
@@ -337,7 +336,7 @@ def _models(router: APIRouter, edge: Edge) -> None:
     @router.post("/models/{hash}/use", dependencies=administrator)
     def use_model(hash: Hash) -> list[ModelAnswer]:
         """Change to a model: it is opened, warmed and tested beside the present one, which serves meanwhile."""
-        edge.host.use(_known_model(edge, hash))
+        edge.host.use(_model_of(edge, hash))
         return answers()
 
     @router.post("/models/roll-back", dependencies=administrator)
@@ -352,7 +351,11 @@ def _models(router: APIRouter, edge: Edge) -> None:
         edge.host.force(body.scene)
 
 
-def _known_model(edge: Edge, name: str) -> str:
+async def _known_model(edge: Edge, name: str | None) -> str | None:
+    return None if name is None else await anyio.to_thread.run_sync(_model_of, edge, name)
+
+
+def _model_of(edge: Edge, name: str) -> str:
     fitting = [entry.hash for entry in edge.registry.entries() if entry.hash.startswith(name)]
     if len(fitting) != 1:
         raise HTTPException(404, f"there are {len(fitting) or 'no'} models whose hash begins with {name}")

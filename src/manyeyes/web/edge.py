@@ -209,7 +209,7 @@ class Edge(Door):
         return found, self.review.consider(found, source, name)
 
     def _look_for_job(self, name: str, data: bytes, job: Job) -> dict[str, Any]:
-        wanted = Wanted(job.min_score, job.max_iou)
+        wanted = Wanted(job.min_score, job.max_iou, job.model)
         return found_values(*self._look(data, wanted, source=f"job {job.id}", name=name))
 
     def _seen_by_stream(self, result: StreamResult) -> None:

@@ -48,6 +48,7 @@ class Job:
         errors: files that could not be looked at.
         min_score: lowest score kept.
         max_iou: of two boxes of a class that overlap by more, the better one is kept.
+        model: hash of another model than the one in use.
         created, began, ended: in seconds since 1970; None if not yet.
         error: why it failed.
     """
@@ -64,6 +65,7 @@ class Job:
     ended: float | None = None
     error: str | None = None
     max_iou: float = MAX_IOU
+    model: str | None = None
 
     @property
     def seconds_left(self) -> float | None:
@@ -116,7 +118,9 @@ class Jobs:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def submit(self, archive: Path, name: str, min_score: float, max_iou: float = MAX_IOU) -> Job:
+    def submit(
+        self, archive: Path, name: str, min_score: float, max_iou: float = MAX_IOU, model: str | None = None
+    ) -> Job:
         """Put an archive that was received into the queue.
 
         Raises:
@@ -129,7 +133,8 @@ class Jobs:
             raise DataError(error.reason, file=name, cure=error.cure) from error
         if not files:
             raise DataError("holds no file", file=name)
-        job = Job(archive.parent.name[1:], name, "waiting", files, 0, 0, min_score, time.time(), max_iou=max_iou)
+        id, now = archive.parent.name[1:], time.time()
+        job = Job(id, name, "waiting", files, 0, 0, min_score, now, max_iou=max_iou, model=model)
         write_atomically(archive.with_name(_ABOUT), _JOB.dump_json(job))
         archive.parent.rename(self._folder / job.id)
         with self._changed:
