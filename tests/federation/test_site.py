@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from manyeyes.config import ModelSection, TrainSection
-from manyeyes.datasets import load_dataset
+from manyeyes.datasets import Dataset, load_dataset
+from manyeyes.datasets.overlay import Overlay
 from manyeyes.errors import DataError, LimitError, ProtocolError
 from manyeyes.federation.form import ModelForm
 from manyeyes.federation.messages import EVALUATE, FIT, EvaluatePlan, evaluate_request, fit_request, read_update
 from manyeyes.federation.site import Limits, Site
+from manyeyes.federation.site_pictures import SitePictures
 from manyeyes.federation.transport import Record, Request
 from manyeyes.learners.detector import DetectorLearner
 from manyeyes.learners.learner import FitPlan, Template
@@ -50,6 +53,39 @@ def test_what_a_site_keeps_of_one_run_is_not_anothers(template: Template, scenes
     site(fit(template, TRAIN.model_copy(update={"optimizer": "adamw"})), ModelForm.of(template, "second"))
     kept = {(path.parent.name, path.name) for path in tmp_path.glob("*/*")}
     assert kept == {(run, "optimizer-000000.safetensors") for run in ("first", "second")}
+
+
+def test_a_picture_that_is_taken_out_while_it_trains_costs_no_round(
+    template: Template, scenes: Path, tmp_path: Path
+) -> None:
+    own = load_dataset(scenes / "a_office")
+    overlay = Overlay(tmp_path / "overlay")
+    overlay.add("0" * 16, own.split("train")[0].image.read_bytes(), (128, 128), [], own.names)
+    pictures = SitePictures(scenes / "a_office", overlay=overlay)
+    asked: list[int] = []
+
+    def current() -> Dataset:
+        data = pictures.current()
+        asked.append(len(data.split("train")))
+        overlay.remove("0" * 16)
+        return data
+
+    site = Site("A", own, tmp_path / "A", limits=Limits(device="cpu", threads=1), refresh=current)
+    whole = TRAIN.model_copy(update={"steps": None, "epochs": 1})
+    record = site(fit(template, whole), ModelForm.of(template, "run"))
+    expected = DetectorLearner(template).expected_tensors(FitPlan(train=whole, round=0, rounds=2))
+    assert read_update(record, template.weights, *expected).num_examples == 9
+    assert asked == [10, 9, 9]
+
+
+def test_a_picture_that_is_damaged_while_it_trains_is_said(template: Template, scenes: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(scenes / "a_office", tmp_path / "site"))
+    data = load_dataset(folder)
+    for sample in data.split("train"):
+        sample.image.write_bytes(b"no picture")
+    site = Site("A", data, tmp_path / "A", limits=Limits(device="cpu", threads=1))
+    with pytest.raises(DataError, match="cannot be decoded"):
+        site(fit(template), ModelForm.of(template, "run"))
 
 
 @pytest.mark.parametrize(

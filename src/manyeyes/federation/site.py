@@ -14,6 +14,7 @@ import psutil
 from manyeyes.config import TrainSection
 from manyeyes.datasets import Dataset
 from manyeyes.datasets.classes import relabel
+from manyeyes.errors import DataError
 from manyeyes.federation.candidate import take_candidate
 from manyeyes.federation.client import Client, expand_personal
 from manyeyes.federation.form import ModelForm
@@ -105,7 +106,13 @@ class Site:
         if request.kind == PUBLISH:
             return self._publish(request.record, form, client.learner.template, data)
         began = time.monotonic()
-        record = client.handle(request, self._guard)
+        try:
+            record = client.handle(request, self._guard)
+        except DataError:
+            if self._refresh() is data:
+                raise
+            # Somebody took a picture out that was being trained on: the request holds for those that are left.
+            return self(request, form, counted)
         if request.kind == FIT and self._work:
             self._seconds_per_work = (time.monotonic() - began) / self._work
         return record
