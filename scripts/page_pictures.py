@@ -15,20 +15,28 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import date
 from pathlib import Path
+from unittest.mock import patch
 
+import numpy as np
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from manyeyes.config import ModelSection
 from manyeyes.datasets.scenes import write_scenes
+from manyeyes.federation.audit import AuditLog
+from manyeyes.federation.messages import EVALUATE, FIT, update_reply
 from manyeyes.federation.node_status import NodeStatus, RoundDone
+from manyeyes.federation.transport import Record, Request
 from manyeyes.learners.export import export_model
+from manyeyes.learners.learner import Template
 from manyeyes.learners.models import build_template
 from manyeyes.web.counting import CountingBody
 from manyeyes.web.edge import open_edge
 from manyeyes.web.node import node_app
 from manyeyes.web.serving import LOOPBACK, listen, serving
 from manyeyes.web.settings import ServeConfig
+from manyeyes.weights import Update, Weights
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -61,7 +69,7 @@ def site(folder: Path) -> Iterator[tuple[str, list[Path]]]:
     template = build_template(ModelSection(weights="base"), ("person", "car"), imgsz=SIDE)
     model = export_model(template, folder / "base.onnx").path
     config = ServeConfig(model=model, state=folder / "serve", threads=1, cameras_anywhere=True)
-    status = member(folder)
+    status = member(folder, template)
     with ExitStack() as stack:
         edge = stack.enter_context(open_edge(config))
         listener = stack.enter_context(listen(LOOPBACK, 0, key="port"))
@@ -75,20 +83,40 @@ def site(folder: Path) -> Iterator[tuple[str, list[Path]]]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}", scenes
 
 
-def member(folder: Path) -> NodeStatus:
-    """A node in the seventh of twenty rounds."""
+def member(folder: Path, template: Template) -> NodeStatus:
+    """A node in the seventh of twenty rounds, with the log of what it sent in six."""
+    node_folder = folder / "node"
+    node_folder.mkdir()
     now, rounds = time.time(), [0.412, 0.446, 0.471, 0.466, 0.502, 0.519, 0.541]
     done = [
         RoundDone("crossroads", round, now - 900 * (7 - round), 280.0 + 9 * round, before, after)
         for round, (before, after) in enumerate(itertools.pairwise(rounds), start=1)
     ]
-    status = NodeStatus("gate-north", coordinator="https://coordinator.example:9443", folder=folder / "node")
+    status = NodeStatus("gate-north", coordinator="https://coordinator.example:9443", folder=node_folder)
     status.not_ready, status.pictures, status.training, status.last_seen = None, 184, True, now
     status.round, status.rounds, status.epoch, status.epochs, status.seconds_left = 7, 20, 2, 3, 214.0
     status.training_seconds = sum(one.seconds for one in done)
     status.rounds_done.extend(done)
-    status.today = lambda: (76_123_456, 36_400_123)
+    sent = AuditLog(node_folder)
+    for one in done:
+        # What a node sends in a round: an update of the size of this model's, then the result of its test.
+        send(sent, FIT, one.time - 40, update_reply(update_of(template), template.form_hash))
+        send(sent, EVALUATE, one.time, Record(values={"metrics": {"map50": one.after}}))
+    day = date.fromtimestamp(now)
+    status.today = lambda: (2 * sent.bytes_on(day), sent.bytes_on(day))
     return status
+
+
+def update_of(template: Template) -> Update:
+    """An update of all of a model's numbers, every one of them 0."""
+    trained = {name: np.zeros_like(array) for name, array in template.weights.items()}
+    return Update(Weights(trained), Weights({}), 184, {"loss": 2.1})
+
+
+def send(log: AuditLog, kind: str, at: float, record: Record) -> None:
+    """Note an answer as if it had been sent at that time."""
+    with patch("time.time", return_value=at):
+        log.answer(Request(f"{kind}-{at:.0f}", "gate-north", kind, Record()), record, record.to_bytes())
 
 
 @contextmanager
