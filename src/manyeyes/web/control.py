@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections import deque
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 from starlette.exceptions import HTTPException
@@ -59,8 +60,8 @@ def add_federation_routes(router: APIRouter, door: Door, status: NodeStatus | No
     def sent(most: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[SentAnswer]:
         """What has left this site, the newest first, from the node's log, after a check that no line was changed."""
         path = status.folder / AUDIT if status and status.folder else None
-        entries: list[dict[str, Any]] = list(read_audit(path)) if path and path.exists() else []
-        return [SentAnswer.model_validate(entry) for entry in reversed(entries[-most:])]
+        newest = deque(read_audit(path) if path and path.exists() else (), most)
+        return [SentAnswer.model_validate(entry) for entry in reversed(newest)]
 
     def known() -> Pause:
         if pause is None:
