@@ -247,7 +247,7 @@ def main() -> None:
         for name, cells in (("demo", "three_sites"), ("streets", "streets"), ("bccd", "bccd")):
             fill(RESULTS.parents[1] / readme, name, read(cells))
     compared, views, peer = read("training_accuracy"), read("views_accuracy"), read("pooled_peer")
-    own, slow = read("streets_own"), read("stragglers")
+    own, norms, slow = read("streets_own"), read("streets_thermal_bn"), read("stragglers")
     wrong = {name: read(f"contribution_{name}") for name in ("bccd", "pcb")}
     lines = [
         "# Results",
@@ -268,6 +268,12 @@ def main() -> None:
             "Streets with a thermal camera",
             "python benchmarks/real_sites.py --only streets_thermal",
             read("streets_thermal"),
+        ),
+        *of_claims(
+            "Streets with a thermal camera, BatchNorm at each site",
+            "python benchmarks/real_sites.py --only streets_thermal_bn",
+            norms,
+            real_sites.claims_of("streets_thermal_bn", list(norms.values())) if norms else None,
         ),
         *accuracy("Blood cells", "python benchmarks/real_sites.py --only bccd", read("bccd")),
         *of_claims(

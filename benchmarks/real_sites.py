@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -35,10 +36,30 @@ RUNS = {
     "streets_416": ("streets.yaml", ["train.imgsz=416", "evaluate.imgsz=416"]),
     "streets_head": ("streets.yaml", ["train.freeze=22"]),
     "streets_thermal": ("streets_thermal.yaml", []),
+    "streets_thermal_bn": (
+        "streets_thermal.yaml",
+        ["federation.personal=[bn]", "train.batchnorm=train", "compare=[untrained, together]"],
+    ),
     "bccd": ("bccd.yaml", []),
 }
-# Rows that a run needs not train again: they are those of another with the same seed.
-ROWS_OF = {"streets_own": "streets"}
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A run that does not train again what another has with the same seed: its sites are compared with that one's."""
+
+    run: str
+    ours: str
+    peer: str
+    text: str
+
+
+BESIDE = {
+    "streets_own": Beside("streets", "finetuned", "alone", "its own model from the common one / alone"),
+    "streets_thermal_bn": Beside(
+        "streets_thermal", "together", "together", "together with its own BatchNorm / with one for all"
+    ),
+}
 # Means over the test pictures of its three clients, from UltraFlwr's published table: FedAvg, YOLO11n, GPUs.
 ULTRAFLWR = {"map50": 0.900, "map50_95": 0.627}
 
@@ -64,8 +85,8 @@ def claims_of(name: str, cells: list[dict[str, Any]]) -> list[Claim]:
     def map50(cell: dict[str, Any], model: str) -> float:
         return float(next(r["map50"] for r in cell["samples"]["rows"] if r["model"] == model))
 
-    if name in ROWS_OF:
-        return [own_claim(name, cells, number) for number in range(len(cells[0]["samples"]["sites"]))]
+    if name in BESIDE:
+        return [beside_claim(name, cells, number) for number in range(len(cells[0]["samples"]["sites"]))]
     together = [map50(cell, "together") for cell in cells]
     claims = [
         claim(
@@ -93,13 +114,14 @@ def claims_of(name: str, cells: list[dict[str, Any]]) -> list[Claim]:
     return claims
 
 
-def own_claim(name: str, cells: list[dict[str, Any]], number: int) -> Claim:
-    """What a site's own model, made from the common one, is to what it trains alone from the same start and seed."""
+def beside_claim(name: str, cells: list[dict[str, Any]], number: int) -> Claim:
+    """What a site has of one run, to what it has of another from the same start and seed."""
+    beside = BESIDE[name]
     found = [cell["samples"]["sites"][number] for cell in cells]
-    kept = [json.loads((RESULTS / ROWS_OF[name] / f"seed-{cell['seed']}.json").read_text()) for cell in cells]
-    alone = [cell["samples"]["sites"][number]["alone"] for cell in kept]
-    text = f"{name}: mAP50 on the test pictures of {found[0]['site']}, its own model from the common one / alone"
-    return claim(text, [site["finetuned"] for site in found], alone, 1.0, "higher", mean)
+    kept = [json.loads((RESULTS / beside.run / f"seed-{cell['seed']}.json").read_text()) for cell in cells]
+    peer = [cell["samples"]["sites"][number][beside.peer] for cell in kept]
+    text = f"{name}: mAP50 on the test pictures of {found[0]['site']}, {beside.text}"
+    return claim(text, [site[beside.ours] for site in found], peer, 1.0, "higher", mean)
 
 
 def main() -> None:
