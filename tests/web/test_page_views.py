@@ -194,6 +194,17 @@ def test_a_click_in_the_list_enlarges_the_box(page: Page, doubts: list[str]) -> 
     expect(page.locator(".zoom")).not_to_have_text(scale)
 
 
+def test_what_the_model_was_not_sure_of_is_marked(page: Page, site: Server, doubts: list[str]) -> None:
+    sure_from = site.client.get(f"{API}/status").json()["sure_from"]
+    slide = page.get_by_role("slider", name="Show boxes from confidence")
+    slide.fill("0.1")
+    scores = [float(text) for text in objects(page).locator("b").evaluate_all("all => all.map(b => b.lastChild.data)")]
+    marked = objects(page).locator("b[data-unsure=true]")
+    assert 0 < marked.count() == sum(score < sure_from for score in scores)
+    expect(marked.first).to_contain_text("not sure")
+    slide.fill("0.25")
+
+
 def test_a_picture_that_somebody_doubts_goes_to_review(page: Page, site: Server, pictures: list[Path]) -> None:
     page.locator("#input-files").set_input_files(pictures[4])
     expect(objects(page)).not_to_have_count(0)

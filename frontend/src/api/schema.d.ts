@@ -1390,6 +1390,11 @@ export interface components {
             pictures: number;
             /** Waiting */
             waiting: number;
+            /**
+             * Sure From
+             * @description score of an object that the model is sure of; see `review.high`
+             */
+            sure_from: number;
             /** Model Changes */
             model_changes: number;
             /**

@@ -49,8 +49,11 @@ export function Detections({ of = shapes, onJump }: Props) {
                     ✓
                   </b>
                 ) : (
-                  <b>
-                    <span class="visually-hidden">{t.confidence} </span>
+                  <b title={shape.unsure ? t.unsure : undefined} data-unsure={shape.unsure}>
+                    <span class="visually-hidden">
+                      {shape.unsure && `${t.unsure}, `}
+                      {t.confidence}{" "}
+                    </span>
                     {shape.score.toFixed(2)}
                   </b>
                 )}

@@ -9,7 +9,7 @@ import type { Shape } from "../viewer/viewer";
 import { between, kept } from "./kept";
 import { tell } from "./notices";
 import { onEvent } from "./server";
-import { chosenBox, connection, hoveredBox, mayChange, view, words } from "./store";
+import { chosenBox, connection, hoveredBox, mayChange, status, view, words } from "./store";
 
 export type ReviewFilter = "open" | "added" | "dismissed" | "all";
 
@@ -76,10 +76,18 @@ export const reviewShapes = computed<readonly Shape[]>(() => {
       xyxy: box.xyxy,
     }));
   }
-  return entry.detections.flatMap((box, id) =>
-    box.score >= reviewScore.value ? [{ id, name: box.class, classId: box.class_id, score: box.score, xyxy: box.xyxy }] : [],
-  );
+  return asFound(entry);
 });
+
+/** What the model found in a picture, from the score of the slider on. */
+function asFound(entry: Review): readonly Shape[] {
+  const sureFrom = status.value?.sure_from ?? 0;
+  return entry.detections.flatMap((box, id) =>
+    box.score >= reviewScore.value
+      ? [{ id, name: box.class, classId: box.class_id, score: box.score, xyxy: box.xyxy, unsure: box.score < sureFrom }]
+      : [],
+  );
+}
 
 export const mayDecide = computed(() => mayChange.value && isPresent.value && deciding.value === 0);
 export const mayCorrect = computed(() => mayChange.value && shownReview.value?.entry.state === "open");
@@ -138,9 +146,7 @@ export function correct(shapes: readonly Shape[]): void {
 export function discardDraft(): void {
   const shown = shownReview.value;
   if (!shown) return;
-  const { entry } = shown;
-  const found = entry.detections.filter((box) => box.score >= reviewScore.value);
-  correct(found.map((box, id) => ({ id, name: box.class, classId: box.class_id, score: box.score, xyxy: box.xyxy })));
+  correct(asFound(shown.entry));
 }
 
 let saving: ReturnType<typeof setTimeout> | undefined;

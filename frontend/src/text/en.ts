@@ -115,6 +115,7 @@ export const en = {
 
   // list of detections
   detections: "Objects",
+  unsure: "not sure",
   placedAt: (x: number, y: number) => `at ${x}, ${y}`,
   milliseconds: (ms: number) => `${Math.round(ms)} ms`,
 
@@ -180,7 +181,7 @@ export const en = {
   reviewReopen: "Review again",
   reviewDelete: "Delete picture",
   reviewDeleteSure: "Delete this picture for good? If it was added, it is taken out of training too.",
-  reviewHow: "Mark every object in the picture, then add it. No box at all says: nothing is here.",
+  reviewHow: "Mark every object in the picture, then add it. No box at all says: nothing is here. Dashed boxes: the model was not sure.",
   reviewLookOnly: "You may look. To correct pictures, log in as administrator.",
   reviewAdded: "Added to training.",
   reviewDismissed: "Dismissed.",

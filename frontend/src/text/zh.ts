@@ -109,6 +109,7 @@ export const zh: Dictionary = {
   nothingToExport: "还没有可导出的内容。",
 
   detections: "目标",
+  unsure: "没有把握",
   placedAt: (x, y) => `位于 ${x}, ${y}`,
   milliseconds: (ms) => `${Math.round(ms)} 毫秒`,
 
@@ -172,7 +173,7 @@ export const zh: Dictionary = {
   reviewReopen: "重新复核",
   reviewDelete: "删除图片",
   reviewDeleteSure: "永久删除这张图片？若已加入训练，也会一并移出。",
-  reviewHow: "标出图中所有目标后加入训练。没有任何框表示：这里什么都没有。",
+  reviewHow: "标出图中所有目标后加入训练。没有任何框表示：这里什么都没有。虚线框：模型没有把握。",
   reviewLookOnly: "您只能查看。要修正图片，请以管理员身份登录。",
   reviewAdded: "已加入训练。",
   reviewDismissed: "已忽略。",

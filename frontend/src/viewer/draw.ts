@@ -10,6 +10,7 @@ const HALO = "rgba(0, 0, 0, .55)";
 const SHADE = "rgba(8, 11, 15, .62)";
 const FAINT = 0.28;
 const HANDLE = 4.5;
+const DASH = [6, 4];
 /** A box with a shorter side on the screen has handles at its corners alone, and smaller ones. */
 const ROOM_FOR_HANDLES = 44;
 const FONT = "600 13px system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans CJK SC', sans-serif";
@@ -56,6 +57,7 @@ export function drawBoxes(context: Context, shapes: readonly Shape[], view: Tran
   context.lineWidth = line;
   for (const shape of shapes) {
     context.strokeStyle = colourOf(shape.classId);
+    context.setLineDash(shape.unsure && shape.score !== null ? DASH : []);
     context.strokeRect(...onScreen(shape.xyxy, view));
   }
   context.restore();
@@ -126,7 +128,7 @@ export function drawFrame(context: Context, frame: Xyxy, view: Transform, colour
   context.lineWidth = 1.5;
   context.strokeStyle = HALO;
   context.strokeRect(...onScreen(frame, view));
-  context.setLineDash([6, 4]);
+  context.setLineDash(DASH);
   context.strokeStyle = colour;
   context.strokeRect(...onScreen(frame, view));
   context.restore();

@@ -37,6 +37,8 @@ export interface Shape {
   /** 0 to 1; null for a box that somebody drew or corrected. */
   readonly score: number | null;
   readonly xyxy: Xyxy;
+  /** The model was not sure of it: its outline is dashed. */
+  readonly unsure?: boolean;
 }
 
 /** A second set of boxes, shown right of a line; the others stand left of it. */

@@ -315,6 +315,7 @@ class StatusAnswer(_Answer):
     seconds: float = Field(description="since it was started")
     pictures: int
     waiting: int
+    sure_from: float = Field(description="score of an object that the model is sure of; see `review.high`")
     model_changes: int
     taken_back: int = Field(description="new models that failed and were taken back by themselves")
     role: Literal["viewer", "administrator"] = Field(description="of who asks")

@@ -322,6 +322,7 @@ def _models(router: APIRouter, edge: Edge) -> None:
             seconds=time.time() - edge.began,
             pictures=metrics.pictures,
             waiting=metrics.waiting,
+            sure_from=edge.config.review.high,
             model_changes=edge.host.changes,
             taken_back=edge.host.taken_back,
             role=(role_of(edge, request) or Role.viewer).name,
