@@ -193,7 +193,7 @@ export const en = {
   reviewScore: "Show boxes from confidence",
   reviewWaiting: (n: number) => (n === 1 ? "1 picture waits for review" : `${n} pictures wait for review`),
   reviewCorrections: (n: number) =>
-    n === 0 ? "None added yet for the next round" : n === 1 ? "1 added picture for the next round" : `${n} added pictures for the next round`,
+    n === 0 ? "None added yet for the next round." : n === 1 ? "1 added picture for the next round." : `${n} added pictures for the next round.`,
   reviewAlone: "This server belongs to no node. Added pictures are kept until a node trains with this folder.",
   reviewStays: "Pictures stay on this site.",
   delete: "Delete",

@@ -184,7 +184,7 @@ export const zh: Dictionary = {
   reviewAsFound: "恢复模型结果",
   reviewScore: "显示的最低置信度",
   reviewWaiting: (n) => `${n} 张图片待复核`,
-  reviewCorrections: (n) => (n === 0 ? "下一轮尚无新增图片" : `下一轮将使用 ${n} 张新增图片`),
+  reviewCorrections: (n) => (n === 0 ? "下一轮尚无新增图片。" : `下一轮将使用 ${n} 张新增图片。`),
   reviewAlone: "此服务器不属于任何节点。加入的图片会保留，直到有节点使用此文件夹训练。",
   reviewStays: "图片不会离开本站点。",
   delete: "删除",
