@@ -76,10 +76,8 @@ def test_what_the_node_is_at_is_shown(status: NodeStatus) -> None:
             "bytes_today": {"down": 1000, "up": 20},
         }.items()
     )
-    assert [(done["round"], done["before"], done["after"]) for done in shown["rounds_done"]] == [
-        (1, 0.25, 0.5),
-        (2, 0.5, None),
-    ]
+    rounds = [(done["run"], done["round"], done["before"], done["after"]) for done in shown["rounds_done"]]
+    assert rounds == [("harbour", 1, 0.25, 0.5), ("harbour", 2, 0.5, None)]
 
 
 def test_what_was_sent_is_shown_and_a_changed_log_is_named(status: NodeStatus) -> None:

@@ -688,7 +688,7 @@ export interface paths {
         };
         /**
          * Federation
-         * @description This site's node: what it is at, and what it has done since it was started.
+         * @description This site's node: what it is at, and what it has done.
          */
         get: operations["federation_api_v1_federation_get"];
         put?: never;
@@ -1257,6 +1257,8 @@ export interface components {
          * @description A round that this site's node has trained in.
          */
         RoundAnswer: {
+            /** Run */
+            run: string;
             /** Round */
             round: number;
             /**

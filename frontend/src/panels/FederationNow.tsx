@@ -4,14 +4,15 @@ import type { Member } from "../api/types";
 import { takePart } from "../state/federation";
 import { connection, language, mayChange, words } from "../state/store";
 import { length, number, size, when } from "../text/format";
+import { ofLastRun } from "./RoundsPanel";
 
 /** How it goes, in a sentence, a bar and four figures; and the button that ends or begins taking part. */
 export function FederationNow({ node }: { node: Member }) {
   const t = words.value;
   const spoken = language.value;
-  const best = node.rounds_done.filter(({ after }) => after !== null);
-  const first = node.rounds_done.find(({ before }) => before !== null)?.before ?? null;
-  const last = best[best.length - 1]?.after ?? null;
+  const rounds = ofLastRun(node.rounds_done);
+  const first = rounds.find(({ before }) => before !== null)?.before ?? null;
+  const last = rounds.findLast(({ after }) => after !== null)?.after ?? null;
   const state = node.paused ? "paused" : node.not_ready ? "waiting" : node.training ? "training" : "ready";
   return (
     <section class="panel box" aria-labelledby="node-title">

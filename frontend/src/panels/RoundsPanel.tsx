@@ -35,6 +35,7 @@ export function RoundsPanel({ rounds }: { rounds: Rounds }) {
               <table class="table">
                 <thead>
                   <tr>
+                    <th>{t.run}</th>
                     <th class="n">{t.round}</th>
                     <th>{t.time}</th>
                     <th class="n">{t.mapBefore}</th>
@@ -45,6 +46,7 @@ export function RoundsPanel({ rounds }: { rounds: Rounds }) {
                 <tbody>
                   {[...rounds].reverse().map((round) => (
                     <tr key={round.time}>
+                      <td>{round.run}</td>
                       <td class="n">{round.round}</td>
                       <td>{when(round.time, language.value)}</td>
                       <td class="n">{round.before?.toFixed(3) ?? t.unknown}</td>
@@ -62,8 +64,8 @@ export function RoundsPanel({ rounds }: { rounds: Rounds }) {
   );
 }
 
-/** A new run begins with its first round again. */
-function ofLastRun(rounds: Rounds): Rounds {
-  const begins = rounds.findLastIndex(({ round }, at) => at > 0 && round <= rounds[at - 1]!.round);
+/** Those of the newest run; one that is begun anew under its old name begins with its first round again. */
+export function ofLastRun(rounds: Rounds): Rounds {
+  const begins = rounds.findLastIndex(({ run, round }, at) => at > 0 && (run !== rounds[at - 1]!.run || round <= rounds[at - 1]!.round));
   return rounds.slice(Math.max(begins, 0));
 }

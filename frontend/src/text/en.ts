@@ -93,6 +93,7 @@ export const en = {
   compareWith: "Compare with",
   noComparison: "Nothing",
   round: "Round",
+  run: "Run",
   map50: "mAP50",
   origin: "Origin",
   originFederation: "federation",

@@ -88,6 +88,7 @@ export const zh: Dictionary = {
   compareWith: "对比模型",
   noComparison: "不对比",
   round: "轮次",
+  run: "运行",
   map50: "mAP50",
   origin: "来源",
   originFederation: "联邦",

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from manyeyes.federation.pause import Pause
+from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["NodeStatus", "RoundDone"]
+from manyeyes.errors import ResourceError
+from manyeyes.federation.pause import Pause
+from manyeyes.weights import write_atomically
+
+__all__ = ["ROUNDS", "NodeStatus", "RoundDone"]
+
+ROUNDS = "rounds.json"
+"""Name of the file in a node's state folder that keeps the rounds it has trained in."""
 
 _MOST_ROUNDS = 1000
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +46,14 @@ class RoundDone:
     after: float | None = None
 
 
+_ROUNDS = TypeAdapter(list[RoundDone])
+
+
 @dataclass(slots=True)
 class NodeStatus:
     """Written by one thread and read by others, one value at a time.
+
+    The rounds that were trained in are kept in the node's folder, over its restarts.
 
     Attributes:
         node_id: its name in the federation.
@@ -55,7 +70,7 @@ class NodeStatus:
         answered: requests answered, by kind (fit, evaluate).
         refused: requests refused, by the key of the limit in node.yaml, or data, protocol, resource, defect, other.
         training_seconds: spent in training since the node was started.
-        rounds_done: rounds it has trained in since the start, the oldest first.
+        rounds_done: the last thousand rounds it has trained in, the oldest first.
         today: bytes that came in and bytes that were sent today.
     """
 
@@ -81,15 +96,31 @@ class NodeStatus:
     _map50: float = 0.0
     _trained_since: bool = False
 
+    def __post_init__(self) -> None:
+        if self.folder is None:
+            return
+        path = self.folder / ROUNDS
+        try:
+            self.rounds_done.extend(_ROUNDS.validate_json(path.read_bytes()))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValidationError) as error:
+            _log.warning("%s cannot be read, and rounds are counted anew: %s", path, error)
+
     def heard(self) -> None:
         """The coordinator was heard from just now."""
         self.last_seen = time.time()
 
     def trained(self, run: str, round: int, seconds: float) -> None:
         """The node's part of a round (from 1) is done."""
+        if self._is_last(run, round):  # it is held again
+            self.rounds_done.pop()
         before = self._map50 if self._tested == (run, round - 1) else None
+        if before is None and self._is_last(run, round - 1):  # known from before a restart
+            before = self.rounds_done[-1].after
         self.rounds_done.append(RoundDone(run, round, time.time(), seconds, before))
         self._trained_since = True
+        self._keep()
 
     def tested(self, run: str, round: int, map50: float) -> None:
         """A model was tested on this site's validation pictures, as it was after so many rounds.
@@ -99,8 +130,21 @@ class NodeStatus:
         if self._tested == (run, round) and not self._trained_since:
             return
         self._tested, self._map50, self._trained_since = (run, round), map50, False
-        if self.rounds_done and (self.rounds_done[-1].run, self.rounds_done[-1].round) == (run, round):
+        if self._is_last(run, round):
             self.rounds_done[-1] = replace(self.rounds_done[-1], after=map50)
+            self._keep()
+
+    def _is_last(self, run: str, round: int) -> bool:
+        last = self.rounds_done[-1] if self.rounds_done else None
+        return last is not None and (last.run, last.round) == (run, round)
+
+    def _keep(self) -> None:
+        if self.folder is None:
+            return
+        try:
+            write_atomically(self.folder / ROUNDS, _ROUNDS.dump_json(list(self.rounds_done), indent=1))
+        except ResourceError as error:  # nobody's round is lost by it
+            _log.warning("what this node has done is not kept: %s", error)
 
     @property
     def progress(self) -> Hashable:

@@ -247,6 +247,7 @@ class CountingAnswer(CountingBody):
 class RoundAnswer(_Answer):
     """A round that this site's node has trained in."""
 
+    run: str
     round: int
     time: float = Field(description="when the node had done its part, seconds since 1970")
     before: float | None = Field(description="mAP50 of the model it came with, on this site's validation pictures")

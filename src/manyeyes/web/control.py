@@ -33,7 +33,7 @@ def add_federation_routes(router: APIRouter, door: Door, status: NodeStatus | No
 
     @router.get("/federation", dependencies=viewer)
     def federation() -> FederationAnswer | AloneAnswer:
-        """This site's node: what it is at, and what it has done since it was started."""
+        """This site's node: what it is at, and what it has done."""
         if status is None:
             return AloneAnswer()
         down, up = status.today()
