@@ -140,13 +140,11 @@ def measure(model: Path, state: Path, *, quick: bool) -> dict[str, Any]:
         page.goto(address)
         pan, pan_tasks = panning(page, 120 if quick else 600)
         page.close()
-        page = chromium.new_page(viewport={"width": 1440, "height": 900})
-        page.goto(address)
+        page = visited(chromium, address)
         files = pictures(state.parent, 40 if quick else FILES)
         upload, upload_tasks = watched(page, lambda: upload_all(page, files))
         page.close()
-        page = chromium.new_page(viewport={"width": 1440, "height": 900})
-        page.goto(address)
+        page = visited(chromium, address)
         upload_work = traced(page, lambda: upload_all(page, files))
     return {
         "bytes": sum(len(gzip.compress(path.read_bytes())) for path in STATIC.rglob("*") if path.is_file()),
@@ -227,6 +225,15 @@ def large() -> bytes:
     return file.getvalue()
 
 
+def visited(chromium: Browser, address: str) -> Page:
+    """The page in a new window, once it has shown itself."""
+    page = chromium.new_page(viewport={"width": 1440, "height": 900})
+    page.goto(address)
+    expect(page.locator(".drop")).to_be_visible()
+    page.wait_for_timeout(1000)
+    return page
+
+
 def pictures(folder: Path, files: int) -> list[Path]:
     """So many pictures of the usual size."""
     noise = np.random.default_rng(1).integers(0, 256, (90, 160, 3), dtype=np.uint8)
@@ -250,9 +257,9 @@ def traced(page: Page, does: Callable[[], None]) -> list[float]:
     """
     session = page.context.new_cdp_session(page)
     events: list[dict[str, Any]] = []
-    ended: list[object] = []
+    ended: list[dict[str, Any]] = []
     session.on("Tracing.dataCollected", lambda found: events.extend(found["value"]))
-    session.on("Tracing.tracingComplete", ended.append)
+    session.on("Tracing.tracingComplete", lambda found: ended.append(found))
     session.send("Tracing.start", {"categories": "devtools.timeline", "transferMode": "ReportEvents"})
     does()
     session.send("Tracing.end")

@@ -1,4 +1,4 @@
-import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 
 import { Icon } from "../parts/Icon";
 import { textOf } from "../state/notices";
@@ -8,7 +8,7 @@ import { items, passes, selectedId, words } from "../state/store";
 
 const ROW_REM = 3;
 /** Rows kept above and below those in sight. */
-const BEYOND = 6;
+const BEYOND = 3;
 
 /** What was added, one row each; only rows in sight are made, so that thousands cost nothing. */
 export function Queue() {
@@ -50,15 +50,22 @@ export function Queue() {
 
 function Rows({ all }: { all: readonly Item[] }) {
   const list = useRef<HTMLUListElement>(null);
-  const [sight, setSight] = useState({ from: 0, rows: 20 });
-  const row = ROW_REM * parseFloat(getComputedStyle(document.documentElement).fontSize);
+  const [sight, setSight] = useState({ from: 0, rows: 10, row: 16 * ROW_REM });
   const measure = () => {
     const { scrollTop, clientHeight } = list.current!;
-    const now = { from: Math.max(Math.floor(scrollTop / row) - BEYOND, 0), rows: Math.ceil(clientHeight / row) + 2 * BEYOND };
-    if (now.from !== sight.from || now.rows !== sight.rows) setSight(now);
+    const row = ROW_REM * parseFloat(getComputedStyle(document.documentElement).fontSize);
+    const from = Math.max(Math.floor(scrollTop / row) - BEYOND, 0);
+    const rows = Math.ceil(clientHeight / row) + 2 * BEYOND;
+    setSight((last) => (last.from === from && last.rows === rows && last.row === row ? last : { from, rows, row }));
   };
-  useLayoutEffect(measure);
+  // Told after the layout of a frame: to ask for sizes in between would lay the page out twice.
+  useEffect(() => {
+    const observer = new ResizeObserver(measure);
+    observer.observe(list.current!);
+    return () => observer.disconnect();
+  }, []);
   const chosen = selectedId.value;
+  const { row } = sight;
   useEffect(() => {
     const at = items.peek().findIndex((item) => item.id === chosen) * row;
     const { scrollTop, clientHeight } = list.current!;

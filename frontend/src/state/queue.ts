@@ -149,10 +149,11 @@ function publish(): void {
   });
 }
 
+/** Begin with what waits, each in a task of its own: to open and send a file takes the browser milliseconds. */
 function work(): void {
-  while (busy < AT_A_TIME && waiting.length) {
-    const item = all.get(waiting.shift()!);
-    if (!item || item.state !== "waiting") continue;
+  setTimeout(() => {
+    const item = busy < AT_A_TIME ? nextWaiting() : null;
+    if (!item) return;
     busy += 1;
     void (item.kind === "archive" ? sendArchive(item) : look(item))
       .catch((error: unknown) => change(item.id, { state: "failed", problem: asProblem(error) }))
@@ -160,7 +161,16 @@ function work(): void {
         busy -= 1;
         work();
       });
+    work();
+  });
+}
+
+function nextWaiting(): Item | null {
+  while (waiting.length) {
+    const item = all.get(waiting.shift()!);
+    if (item?.state === "waiting") return item;
   }
+  return null;
 }
 
 async function look(item: Item): Promise<void> {
