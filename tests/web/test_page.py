@@ -9,8 +9,9 @@ import os
 import re
 import shutil
 import subprocess
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -363,6 +364,14 @@ def boxes(page: Page) -> list[tuple[str, int, int, int, int]]:
     return [(m[1].strip(), int(m[4]), int(m[5]), int(m[2]), int(m[3])) for m in found if m]
 
 
+def wait_for(page: Page, holds: Callable[[], bool]) -> None:
+    """Wait until the page shows what it should; a busy machine takes its time."""
+    ends = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < ends, boxes(page)
+        page.wait_for_timeout(50)
+
+
 def test_the_pointer_over_a_box_reads_its_class_and_score(page: Page, pictures: list[Path]) -> None:
     add(page, pictures[0])
     stage = Stage.of(page, pictures[0])
@@ -424,15 +433,15 @@ def test_boxes_are_corrected_with_the_mouse(page: Page, pictures: list[Path]) ->
     page.get_by_role("button", name="Edit boxes").click()
     page.get_by_label("Class").select_option("car")
     stage.drag((2, 100), (22, 120))
-    assert ("car", 2, 100, 20, 20) in boxes(page)
+    wait_for(page, lambda: ("car", 2, 100, 20, 20) in boxes(page))
     stage.drag((12, 110), (17, 105))
-    assert ("car", 7, 95, 20, 20) in boxes(page)
+    wait_for(page, lambda: ("car", 7, 95, 20, 20) in boxes(page))
     stage.drag((27, 115), (30, 119))
-    assert ("car", 7, 95, 23, 24) in boxes(page)
+    wait_for(page, lambda: ("car", 7, 95, 23, 24) in boxes(page))
     page.get_by_role("button", name="Undo").click()
-    assert ("car", 7, 95, 20, 20) in boxes(page)
+    wait_for(page, lambda: ("car", 7, 95, 20, 20) in boxes(page))
     page.get_by_role("button", name="Delete box").click()
-    assert len(boxes(page)) == before
+    wait_for(page, lambda: len(boxes(page)) == before)
     page.get_by_role("button", name="Discard changes").click()
     expect(page.get_by_text("Corrected by hand")).to_have_count(0)
 
@@ -471,12 +480,12 @@ def test_boxes_are_corrected_with_the_keyboard_alone(page: Page, pictures: list[
     press("1")
     assert changed(page, before)[0] == "person"
     press("Delete")
-    assert boxes(page) == before
+    wait_for(page, lambda: boxes(page) == before)
     press("]")
     press("Enter")
     expect(page.locator(".detections [aria-current=true]")).to_have_count(1)
     press("Delete")
-    assert len(boxes(page)) == len(before) - 1
+    wait_for(page, lambda: len(boxes(page)) == len(before) - 1)
 
 
 def changed(page: Page, before: list[tuple[str, int, int, int, int]]) -> tuple[str, int, int, int, int]:

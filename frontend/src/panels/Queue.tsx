@@ -8,7 +8,7 @@ import { items, passes, selectedId, words } from "../state/store";
 
 const ROW_REM = 3;
 /** Rows kept above and below those in sight. */
-const BEYOND = 3;
+const BEYOND = 6;
 
 /** What was added, one row each; only rows in sight are made, so that thousands cost nothing. */
 export function Queue() {
@@ -50,7 +50,7 @@ export function Queue() {
 
 function Rows({ all }: { all: readonly Item[] }) {
   const list = useRef<HTMLUListElement>(null);
-  const [sight, setSight] = useState({ from: 0, rows: 10, row: 16 * ROW_REM });
+  const [sight, setSight] = useState({ from: 0, rows: 20, row: 16 * ROW_REM });
   const measure = () => {
     const { scrollTop, clientHeight } = list.current!;
     const row = ROW_REM * parseFloat(getComputedStyle(document.documentElement).fontSize);
