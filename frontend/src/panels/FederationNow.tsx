@@ -1,10 +1,9 @@
 import type { ComponentChildren } from "preact";
 
 import type { Member } from "../api/types";
-import { takePart } from "../state/federation";
+import { ofLastRun, takePart } from "../state/federation";
 import { connection, language, mayChange, words } from "../state/store";
 import { length, number, size, when } from "../text/format";
-import { ofLastRun } from "./RoundsPanel";
 
 /** How it goes, in a sentence, a bar and four figures; and the button that ends or begins taking part. */
 export function FederationNow({ node }: { node: Member }) {

@@ -1,11 +1,9 @@
 import { useMemo } from "preact/hooks";
 
-import type { Member } from "../api/types";
 import { Curve } from "../parts/Curve";
+import { ofLastRun, type Rounds } from "../state/federation";
 import { language, words } from "../state/store";
 import { length, when } from "../text/format";
-
-type Rounds = Member["rounds_done"];
 
 /** How good the model was on this site's own pictures, round by round. */
 export function RoundsPanel({ rounds }: { rounds: Rounds }) {
@@ -62,10 +60,4 @@ export function RoundsPanel({ rounds }: { rounds: Rounds }) {
       )}
     </section>
   );
-}
-
-/** Those of the newest run; one that is begun anew under its old name begins with its first round again. */
-export function ofLastRun(rounds: Rounds): Rounds {
-  const begins = rounds.findLastIndex(({ run, round }, at) => at > 0 && (run !== rounds[at - 1]!.run || round <= rounds[at - 1]!.round));
-  return rounds.slice(Math.max(begins, 0));
 }

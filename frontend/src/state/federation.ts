@@ -3,12 +3,14 @@
 import { effect, signal } from "@preact/signals";
 
 import { Problem, get, send } from "../api/client";
-import type { Federation, Sent } from "../api/types";
+import type { Federation, Member, Sent } from "../api/types";
 import { tell } from "./notices";
 import { onEvent } from "./server";
 import { connection, view } from "./store";
 
 const MOST_SENT = 200;
+
+export type Rounds = Member["rounds_done"];
 
 /** null until the server has said whether it belongs to a node. */
 export const federation = signal<Federation | null>(null);
@@ -44,4 +46,10 @@ async function load(): Promise<void> {
     // That the server is away, or needs a password, is said at the head of the page.
     if (!(error instanceof Problem && (error.status === 0 || error.status === 401))) tell(error);
   }
+}
+
+/** Those of the newest run; one that is begun anew under its old name begins with its first round again. */
+export function ofLastRun(rounds: Rounds): Rounds {
+  const begins = rounds.findLastIndex(({ run, round }, at) => at > 0 && (run !== rounds[at - 1]!.run || round <= rounds[at - 1]!.round));
+  return rounds.slice(Math.max(begins, 0));
 }
