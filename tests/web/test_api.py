@@ -388,6 +388,27 @@ def test_with_a_password_nobody_enters_without(guarded: ServeConfig, pictures: l
         assert client.get(f"{API}/status").status_code == 401
 
 
+def test_a_viewer_stops_an_archive_of_a_viewer_and_none_of_an_administrator(
+    guarded: ServeConfig, pictures: list[Path]
+) -> None:
+    many = zipped({f"{n}.jpg": pictures[0].read_bytes() for n in range(2000)})
+
+    def enter(client: httpx.Client, password: str) -> None:
+        client.post(f"{API}/login", json={"password": password}, headers=OWN).raise_for_status()
+
+    with started(guarded) as server:
+        client = server.client
+        enter(client, "correct horse battery")
+        first = client.post(f"{API}/jobs", content=many, headers=OWN).json()["id"]
+        enter(client, "only looking here")
+        second = client.post(f"{API}/jobs", content=many, headers=OWN).json()["id"]
+        assert client.post(f"{API}/jobs/{first}/stop", headers=OWN).status_code == 403
+        assert client.get(f"{API}/jobs/{first}").json()["state"] == "running"
+        assert client.post(f"{API}/jobs/{second}/stop", headers=OWN).json()["state"] == "stopped"
+        enter(client, "correct horse battery")
+        assert client.post(f"{API}/jobs/{first}/stop", headers=OWN).json()["state"] == "stopped"
+
+
 def test_a_session_that_has_ended_is_not_taken_up_again(guarded: ServeConfig) -> None:
     with started(guarded) as server:
         server.client.post(f"{API}/login", json={"password": "correct horse battery"}, headers=OWN)

@@ -143,7 +143,7 @@ export interface paths {
         put?: never;
         /**
          * Stop Job
-         * @description Look at no more of its pictures; what was found stays.
+         * @description Look at no more of its pictures; what was found stays. A viewer stops none that an administrator sent.
          */
         post: operations["stop_job_api_v1_jobs__id__stop_post"];
         delete?: never;

@@ -44,7 +44,7 @@ from manyeyes.web.control import add_federation_routes
 from manyeyes.web.counting import CountingBody
 from manyeyes.web.counting_routes import add_counting_routes
 from manyeyes.web.edge import Edge, Wanted
-from manyeyes.web.jobs import Job
+from manyeyes.web.jobs import Job, Sender
 from manyeyes.web.jpeg import drawn
 from manyeyes.web.models import model_answers
 from manyeyes.web.review_routes import add_review_routes
@@ -58,6 +58,7 @@ from manyeyes.web.routing import (
     Name,
     Score,
     bodies,
+    check_role,
     needs,
     role_of,
     wanted_of,
@@ -239,8 +240,9 @@ def _jobs(router: APIRouter, edge: Edge) -> None:
         wanted = wanted_of(edge, min_score, max_iou, await _known_model(edge, model))
         with edge.jobs.receiving() as path:
             name = await save_archive(request, path)
-            submit = partial(edge.jobs.submit, path, name, wanted.min_score, wanted.max_iou, wanted.model)
-            return JobAnswer.of(await anyio.to_thread.run_sync(submit))
+            by: Sender = "administrator" if role_of(edge, request) is Role.administrator else "viewer"
+            submit = partial(edge.jobs.submit, max_iou=wanted.max_iou, model=wanted.model, by=by)
+            return JobAnswer.of(await anyio.to_thread.run_sync(submit, path, name, wanted.min_score))
 
     @router.get("/jobs", dependencies=viewer)
     def list_jobs() -> list[JobAnswer]:
@@ -265,9 +267,9 @@ def _jobs(router: APIRouter, edge: Edge) -> None:
         return StreamingResponse(_lines(path), media_type="application/jsonl")
 
     @router.post("/jobs/{id}/stop", dependencies=viewer)
-    def stop_job(id: JobId) -> JobAnswer:
-        """Look at no more of its pictures; what was found stays."""
-        known(id)
+    def stop_job(request: Request, id: JobId) -> JobAnswer:
+        """Look at no more of its pictures; what was found stays. A viewer stops none that an administrator sent."""
+        check_role(edge, request, Role[known(id).by])
         edge.jobs.stop(id)
         return JobAnswer.of(known(id))
 

@@ -28,6 +28,7 @@ Look = Callable[[str, bytes, "Job"], dict[str, Any]]
 """Name and bytes of a picture and its job → what was found, JSON-ready; raises `DataError` for what is no picture."""
 
 State = Literal["waiting", "running", "done", "stopped", "failed"]
+Sender = Literal["viewer", "administrator"]
 
 _ARCHIVE, _ABOUT, _RESULTS = "archive.zip", "job.json", "results.jsonl"
 _ID = re.compile(r"[0-9a-f]{16}")
@@ -49,6 +50,7 @@ class Job:
         min_score: lowest score kept.
         max_iou: of two boxes of a class that overlap by more, the better one is kept.
         model: hash of another model than the one in use.
+        by: role of who sent it; what an administrator sent no viewer stops.
         created, began, ended: in seconds since 1970; None if not yet.
         error: why it failed.
     """
@@ -66,6 +68,7 @@ class Job:
     error: str | None = None
     max_iou: float = MAX_IOU
     model: str | None = None
+    by: Sender = "viewer"
 
     @property
     def seconds_left(self) -> float | None:
@@ -119,9 +122,16 @@ class Jobs:
             shutil.rmtree(folder, ignore_errors=True)
 
     def submit(
-        self, archive: Path, name: str, min_score: float, max_iou: float = MAX_IOU, model: str | None = None
+        self,
+        archive: Path,
+        name: str,
+        min_score: float,
+        *,
+        max_iou: float = MAX_IOU,
+        model: str | None = None,
+        by: Sender = "viewer",
     ) -> Job:
-        """Put an archive that was received into the queue.
+        """Put an archive that was received into the queue; the rest is as of `Job`.
 
         Raises:
             DataError: it is no ZIP archive, holds no file, or is beyond the limits.
@@ -134,7 +144,7 @@ class Jobs:
         if not files:
             raise DataError("holds no file", file=name)
         id, now = archive.parent.name[1:], time.time()
-        job = Job(id, name, "waiting", files, 0, 0, min_score, now, max_iou=max_iou, model=model)
+        job = Job(id, name, "waiting", files, 0, 0, min_score, now, max_iou=max_iou, model=model, by=by)
         write_atomically(archive.with_name(_ABOUT), _JOB.dump_json(job))
         archive.parent.rename(self._folder / job.id)
         with self._changed:

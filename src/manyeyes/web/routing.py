@@ -24,6 +24,7 @@ __all__ = [
     "Name",
     "Score",
     "bodies",
+    "check_role",
     "needs",
     "role_of",
     "wanted_of",
@@ -60,15 +61,24 @@ def role_of(door: Door, connection: HTTPConnection) -> Role | None:
     return door.access.role_of_session(connection.cookies.get(COOKIE, ""))
 
 
+def check_role(door: Door, request: Request, role: Role) -> None:
+    """Refuse whoever has less than this role.
+
+    Raises:
+        HTTPException: they have, or nobody knows who asks.
+    """
+    found = role_of(door, request)
+    if found is None:
+        raise HTTPException(401, "needs a password or a token", {"WWW-Authenticate": "Bearer"})
+    if found < role:
+        raise HTTPException(403, f"needs the role of {role.name}")
+
+
 def needs(door: Door, role: Role) -> Any:
     """A dependency of a route: whoever asks has at least this role."""
 
     def check(request: Request) -> None:
-        found = role_of(door, request)
-        if found is None:
-            raise HTTPException(401, "needs a password or a token", {"WWW-Authenticate": "Bearer"})
-        if found < role:
-            raise HTTPException(403, f"needs the role of {role.name}")
+        check_role(door, request, role)
 
     return Depends(check)
 
