@@ -231,6 +231,11 @@ def fill(readme: Path, name: str, cells: dict[str, Cell]) -> None:
     write_atomically(readme, f"{before}{start}\n" + "\n".join(lines) + f"\n{after}")
 
 
+THERMAL = {
+    "streets_thermal_bn": "BatchNorm at each site",
+    "streets_thermal_nova": "each update counted per step",
+}
+
 _ENGLISH = (
     "Mean ± standard deviation of {count} seeds ({seeds}), all sites' test pictures as one set:",
     "The same models on each site's own test pictures (mAP50):",
@@ -247,7 +252,8 @@ def main() -> None:
         for name, cells in (("demo", "three_sites"), ("streets", "streets"), ("bccd", "bccd")):
             fill(RESULTS.parents[1] / readme, name, read(cells))
     compared, views, peer = read("training_accuracy"), read("views_accuracy"), read("pooled_peer")
-    own, norms, slow = read("streets_own"), read("streets_thermal_bn"), read("stragglers")
+    own, slow = read("streets_own"), read("stragglers")
+    thermal = {name: read(name) for name in THERMAL}
     wrong = {name: read(f"contribution_{name}") for name in ("bccd", "pcb")}
     lines = [
         "# Results",
@@ -269,11 +275,15 @@ def main() -> None:
             "python benchmarks/real_sites.py --only streets_thermal",
             read("streets_thermal"),
         ),
-        *of_claims(
-            "Streets with a thermal camera, BatchNorm at each site",
-            "python benchmarks/real_sites.py --only streets_thermal_bn",
-            norms,
-            real_sites.claims_of("streets_thermal_bn", list(norms.values())) if norms else None,
+        *(
+            line
+            for name, what in THERMAL.items()
+            for line in of_claims(
+                f"Streets with a thermal camera, {what}",
+                f"python benchmarks/real_sites.py --only {name}",
+                thermal[name],
+                real_sites.claims_of(name, list(thermal[name].values())) if thermal[name] else None,
+            )
         ),
         *accuracy("Blood cells", "python benchmarks/real_sites.py --only bccd", read("bccd")),
         *of_claims(

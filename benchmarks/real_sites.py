@@ -40,6 +40,10 @@ RUNS = {
         "streets_thermal.yaml",
         ["federation.personal=[bn]", "train.batchnorm=train", "compare=[untrained, together]"],
     ),
+    "streets_thermal_nova": (
+        "streets_thermal.yaml",
+        ["federation.strategy={name: fednova, server_lr: 1.5}", "compare=[untrained, together]"],
+    ),
     "bccd": ("bccd.yaml", []),
 }
 
@@ -58,6 +62,9 @@ BESIDE = {
     "streets_own": Beside("streets", "finetuned", "alone", "its own model from the common one / alone"),
     "streets_thermal_bn": Beside(
         "streets_thermal", "together", "together", "together with its own BatchNorm / with one for all"
+    ),
+    "streets_thermal_nova": Beside(
+        "streets_thermal", "together", "together", "together, each update counted per step / as a whole"
     ),
 }
 # Means over the test pictures of its three clients, from UltraFlwr's published table: FedAvg, YOLO11n, GPUs.
