@@ -52,7 +52,8 @@ function Rows({ all }: { all: readonly Item[] }) {
   const list = useRef<HTMLUListElement>(null);
   const [sight, setSight] = useState({ from: 0, rows: 20, row: 16 * ROW_REM });
   const measure = () => {
-    const { scrollTop, clientHeight } = list.current!;
+    if (!list.current) return; // told of what is gone already
+    const { scrollTop, clientHeight } = list.current;
     const row = ROW_REM * parseFloat(getComputedStyle(document.documentElement).fontSize);
     const from = Math.max(Math.floor(scrollTop / row) - BEYOND, 0);
     const rows = Math.ceil(clientHeight / row) + 2 * BEYOND;
@@ -61,15 +62,16 @@ function Rows({ all }: { all: readonly Item[] }) {
   // Told after the layout of a frame: to ask for sizes in between would lay the page out twice.
   useEffect(() => {
     const observer = new ResizeObserver(measure);
-    observer.observe(list.current!);
+    if (list.current) observer.observe(list.current);
     return () => observer.disconnect();
   }, []);
   const chosen = selectedId.value;
   const { row } = sight;
   useEffect(() => {
+    if (!list.current) return; // another view was opened before this one was painted
     const at = items.peek().findIndex((item) => item.id === chosen) * row;
-    const { scrollTop, clientHeight } = list.current!;
-    if (at >= 0 && (at < scrollTop || at + row > scrollTop + clientHeight)) list.current!.scrollTop = at - clientHeight / 2;
+    const { scrollTop, clientHeight } = list.current;
+    if (at >= 0 && (at < scrollTop || at + row > scrollTop + clientHeight)) list.current.scrollTop = at - clientHeight / 2;
   }, [chosen]);
   const shown = all.slice(sight.from, sight.from + sight.rows);
   return (

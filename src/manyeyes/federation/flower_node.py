@@ -98,7 +98,10 @@ def serve_requests(
             except ObjectPullError as error:
                 # The SuperNode would wait for its parts for hours, and take no other request meanwhile.
                 raise RunError(f"a request was given up ({error})") from error
-            except Exception:  # noqa: BLE001 - a line that breaks or a defect must not end the node; the round goes on
+            except httpx.HTTPError as error:
+                # It has ended, or is ending: the coordinator asks again, and if it is gone that is seen at once.
+                _log.warning("a request was not answered, since the SuperNode could not be reached: %s", error)
+            except Exception:  # noqa: BLE001 - a defect must not end the node; the round goes on
                 _log.exception("a request could not be answered")
             finally:
                 work.busy = False
