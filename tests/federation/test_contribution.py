@@ -45,28 +45,60 @@ def test_everybody_judges_every_other_in_turn() -> None:
 def test_scores_are_smoothed_and_bounded_and_the_best_counts_in_full() -> None:
     scores: dict[str, float] = {}
     for _ in range(3):
-        scores = updated(scores, {"A": 0.01, "B": -3.0, "C": 0.0}, smoothing=0.5, scale=0.05)
+        scores = updated(scores, {"A": 0.01, "B": -3.0, "C": 0.0}, {}, smoothing=0.5, scale=0.05)
     assert scores == pytest.approx({"A": 0.175, "B": -0.875, "C": 0.0})
     assert weights(scores, "ABCD", floor=0.05) == pytest.approx({"A": 1.0, "B": 0.05**0.875, "C": 1.0, "D": 1.0})
     assert weights({}, "AB", floor=0.05) == {"A": 1.0, "B": 1.0}
-    assert updated(scores, {}, smoothing=0.5, scale=0.05) == scores
+    assert updated(scores, {}, {}, smoothing=0.5, scale=0.05) == scores
 
 
-@pytest.mark.parametrize("staleness", [0, 2])
-def test_a_merge_without_an_update_has_the_bits_of_one_that_never_had_it(staleness: int) -> None:
+@given(st.floats(-1, 1), st.dictionaries(st.sampled_from("ABC"), st.floats(-2, 2)), st.floats(0, 1))
+def test_a_score_stays_within_its_bounds_whatever_is_found(before: float, gains: dict[str, float], v: float) -> None:
+    after = updated(dict.fromkeys("ABC", before), gains, dict.fromkeys("ABC", v), smoothing=0.2, scale=0.05)
+    assert all(-1 <= score <= 1 for score in after.values())
+
+
+def test_rounds_in_which_no_update_made_a_difference_forget_nothing() -> None:
+    scores = {"A": 0.0, "B": 0.0, "C": -0.8}
+    for _ in range(20):
+        scores = updated(scores, {"A": 1e-4, "B": 0.0, "C": 1e-4}, {}, smoothing=0.6, scale=0.05)
+    assert scores["C"] < -0.75
+    # In a round that tells something, a site that does no harm any more gains on its former self.
+    assert updated(scores, {"A": 0.05, "B": 0.0, "C": 0.0}, {}, smoothing=0.6, scale=0.05)["C"] > -0.5
+
+
+def test_whose_updates_hardly_count_hardly_counts_as_a_judge() -> None:
+    found = {"A": -0.05, "B": -0.05, "C": 0.0}
+    scores = updated({}, found, {"A": 1.0, "B": 0.1}, smoothing=0.6, scale=0.05)
+    assert scores == pytest.approx({"A": -0.4, "B": -0.04, "C": 0.0})
+
+
+@pytest.mark.parametrize(("staleness", "worth"), [(0, 1.0), (2, 1.0), (0, 0.05)])
+def test_in_a_tilted_merge_one_update_counts_for_as_much_as_the_others(staleness: int, worth: float) -> None:
     parts = {node: update_of(node, TEMPLATE.weights, 0, 3) for node in "ABC"}
-    whole, rest = Merge(TEMPLATE.weights, "contribution", 0.5), Merge(TEMPLATE.weights, "contribution", 0.5)
-    for node, part in parts.items():
-        whole.add(part, staleness if node == "B" else 0, 0.3 if node == "B" else 1.0)
-        if node != "B":
-            rest.add(part)
-    before = whole.result().delta.value_hash
-    left = whole.without(parts["B"], staleness, 0.3).result()
-    assert left.delta.value_hash == rest.result().delta.value_hash
-    assert left.num_updates == 2
-    for name in ("norm.running_mean", "norm.running_var"):
-        np.testing.assert_array_equal(left.buffers[name], rest.result().buffers[name])
-    assert whole.result().delta.value_hash == before
+    merge = Merge(TEMPLATE.weights, "contribution", 0.5)
+    merge.add(parts["A"], 0, 0.5)
+    merge.add(parts["B"], staleness, worth)
+    merge.add(parts["C"], 0, 1.0)
+    before = merge.result().delta.value_hash
+    tilted = merge.tilted([(parts["B"], staleness, worth)]).result()
+    for name, array in tilted.delta.items():
+        wanted = parts["A"].delta[name] / 6 + parts["B"].delta[name] / 2 + parts["C"].delta[name] / 3
+        np.testing.assert_allclose(array, wanted, rtol=1e-4, atol=1e-6)
+    means = {node: part.buffers["norm.running_mean"] for node, part in parts.items()}
+    pooled = means["A"] / 6 + means["B"] / 2 + means["C"] / 3
+    np.testing.assert_allclose(tilted.buffers["norm.running_mean"], pooled, rtol=1e-4)
+    assert merge.result().delta.value_hash == before
+
+
+def test_two_updates_of_one_node_share_what_it_counts_by() -> None:
+    first, second, other = (update_of(node, TEMPLATE.weights, 0, 3) for node in "ABC")
+    merge = Merge(TEMPLATE.weights, "contribution", 0.5)
+    for update in (first, second, other):
+        merge.add(update)
+    tilted = merge.tilted([(first, 0, 1.0), (second, 0, 1.0)]).result()
+    wanted = (first.delta["head.weight"] + second.delta["head.weight"]) / 4 + other.delta["head.weight"] / 2
+    np.testing.assert_allclose(tilted.delta["head.weight"], wanted, rtol=1e-5)
 
 
 def shuffled(data: Dataset) -> Dataset:
@@ -145,7 +177,10 @@ def test_the_honest_sites_are_better_off_than_with_other_weights(tmp_path: Path,
 def test_sites_that_are_all_good_keep_most_of_their_weight(tmp_path: Path) -> None:
     log = Log()
     hold(tmp_path, emit=log, transport=LocalTransport(clients(tmp_path / "nodes", nodes="ABCD")), **JUDGED)
-    assert min(e["weight"] for e in log.of("update_received")) > 0.1
+    counted = [e["weight"] for e in log.of("update_received")]
+    # The first has a third of the fourth's pictures and a camera unlike it: even that one is not down at the floor.
+    assert fmean(counted) > 0.6
+    assert min(counted) > 0.08
     assert max(e["metrics"]["map50"] for e in log.of("evaluated") if e["round"] == 6) > 0.8
 
 
@@ -187,15 +222,15 @@ class _Watched:
         return [self._spoiled(reply) for reply in self.inner.receive(timeout)]
 
     def _spoiled(self, reply: Reply) -> Reply:
-        failed = self.failing and f"without-{self.failing}" in reply.request_id
+        failed = self.failing and f"tilted-{self.failing}" in reply.request_id
         return Reply(reply.request_id, reply.node_id, None, error="out of memory") if failed else reply
 
 
 def test_it_costs_each_node_one_more_test_a_round_and_none_after_the_last(tmp_path: Path) -> None:
     transport = _Watched(LocalTransport(clients(tmp_path / "nodes", nodes="ABCD")))
     hold(tmp_path, transport=transport, **{**JUDGED, "rounds": 3})
-    extra = [one for one in transport.sent if "-without-" in one]
-    assert sorted(one.split("-", 1)[1] for one in extra) == [f"{n}-without-{x}" for n in (1, 2) for x in "ABCD"]
+    extra = [one for one in transport.sent if "-tilted-" in one]
+    assert sorted(one.split("-", 1)[1] for one in extra) == [f"{n}-tilted-{x}" for n in (1, 2) for x in "ABCD"]
     assert len(set(transport.sent)) == len(transport.sent)
 
 

@@ -125,7 +125,8 @@ class NodeStatus:
     def tested(self, run: str, round: int, map50: float) -> None:
         """A model was tested on this site's validation pictures, as it was after so many rounds.
 
-        The first one of a round is the model; with contribution weighting others follow, without one site's part.
+        The first one of a round is the model; with contribution weighting others follow, in which one site counts for
+        more.
         """
         if self._tested == (run, round) and not self._trained_since:
             return

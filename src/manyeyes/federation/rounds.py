@@ -84,8 +84,6 @@ HeldOut = Callable[[Weights], Metrics]
 
 # How long one wait for replies lasts before the signals and the deadline are looked at again, in seconds.
 _POLL = 1.0
-# Who counts by less than this is judged by what its update would do if it counted in full.
-_HARDLY = 0.5
 # Why no more answers come: the transport has nothing pending.
 _NOTHING_PENDING = "no answer"
 
@@ -494,47 +492,43 @@ class _Rounds:
         return worths(contributions, [node], floor=self.federation.contribution_floor)[node]
 
     def _judge(self, state: RoundState, collected: _Collected, tested: _Tested) -> Mapping[str, float]:
-        """Scores of the nodes after a round: each tester tests another model, in which one node counts otherwise."""
+        """Scores of the nodes after a round: each tester tests another model, in which one node counts for half."""
         number = state.round + 1
         if not self.judges_updates or len(collected.merged) < 2 or number == self.federation.rounds:
             return state.contributions
         pairs = judges(collected.merged, tested.scores, state.round)
         judged = {judge: node for node, judge in pairs.items()}
         plan = EvaluatePlan(split="val", imgsz=self._tested_at, round=number, personal=self.plan.personal)
-        others = {judge: self._other_model(state, collected, node) for judge, node in judged.items()}
-        records = {judge: evaluate_request(other, plan, self.form_hash) for judge, (other, _) in others.items()}
+        records = {
+            judge: evaluate_request(self._tilted(state, collected, node), plan, self.form_hash)
+            for judge, node in judged.items()
+        }
         gains: dict[str, float] = {}
-        for _, reply in self._ask(EVALUATE, records, state.round, name="without"):
+        for _, reply in self._ask(EVALUATE, records, state.round, name="tilted"):
             try:
                 metrics = self._read_metrics(reply)
             except (ProtocolError, UpdateRefusedError) as error:
                 reason = f"could not test the other model, to judge {judged[reply.node_id]}: {error}"
                 self.emit("warning", round=number, node=reply.node_id, reason=reason)
                 continue
-            gain = metrics.map50 - tested.scores[reply.node_id]
-            gains[judged[reply.node_id]] = gain if others[reply.node_id][1] else -gain
+            gains[judged[reply.node_id]] = metrics.map50 - tested.scores[reply.node_id]
         section = self.federation
         scores = updated(
-            state.contributions, gains, smoothing=section.contribution_smoothing, scale=section.contribution_scale
+            state.contributions,
+            gains,
+            {node: self._worth(state.contributions, pairs[node]) for node in gains},
+            smoothing=section.contribution_smoothing,
+            scale=section.contribution_scale,
         )
         for node in sorted(gains):
             fields = {"by": pairs[node], "gain": round(gains[node], 4), "weight": round(self._worth(scores, node), 4)}
             self.emit("contribution", round=number, node=node, **fields)
         return scores
 
-    def _other_model(self, state: RoundState, collected: _Collected, node: str) -> tuple[Weights, bool]:
-        """The round's model without a node's updates; or, if they hardly count in it, with them in full.
-
-        Returns also whether they are in it.
-        """
+    def _tilted(self, state: RoundState, collected: _Collected, node: str) -> Weights:
+        """The round's model, had the node's updates counted for as much as all the others."""
         own = [(update, staleness, worth) for other, update, staleness, worth in collected.updates if other == node]
-        in_full = max(worth for *_, worth in own) < _HARDLY
-        changed = collected.merge
-        for update, staleness, worth in own:
-            changed = changed.without(update, staleness, worth)
-            if in_full:
-                changed.add(update, staleness)
-        return self._step(state, changed)[0], in_full
+        return self._step(state, collected.merge.tilted(own))[0]
 
     def _buffer_size(self) -> int:
         section = self.federation

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -338,14 +338,26 @@ class Merge:
                 self._counters[name] = np.maximum(self._counters.get(name, before), array)
         self.num_updates += 1
 
-    def without(self, update: Update, staleness: int = 0, worth: float = 1.0) -> Merge:
-        """What is left of it without one update that was added; counters, which do not average, stay as they are."""
-        weight, of = self._counted(update, staleness, worth)
+    def tilted(self, own: Sequence[tuple[Update, int, float]]) -> Merge:
+        """The same merge, but for some of its updates, which count for as much in it as all the others together.
+
+        Args:
+            own: those updates, with the staleness and the worth that they were added with. Stale or not, they count in
+                full here.
+
+        Raises:
+            UpdateRefusedError: there are no others.
+        """
         rest = copy(self)
-        rest._mean = self._mean.without(self._arrays(update), weight, of=of)
         rest._counters = dict(self._counters)
-        rest._merged_weight -= weight
-        rest.num_updates -= 1
+        for update, staleness, worth in own:
+            weight, of = self._counted(update, staleness, worth)
+            rest._mean = rest._mean.without(self._arrays(update), weight, of=of)
+            rest._merged_weight -= weight
+        each = rest._mean.total_weight // len(own)
+        for update, _, _ in own:
+            rest._mean.add(self._arrays(update), each)
+            rest._merged_weight += each
         return rest
 
     def _arrays(self, update: Update) -> dict[str, Array]:
