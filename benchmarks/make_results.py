@@ -231,6 +231,37 @@ def fill(readme: Path, name: str, cells: dict[str, Cell]) -> None:
     write_atomically(readme, f"{before}{start}\n" + "\n".join(lines) + f"\n{after}")
 
 
+def of_contribution(name: str, cells: dict[str, Cell]) -> list[str]:
+    """The section of a site with wrong labels: the claims, and what each update counted by from round to round."""
+    if not cells:
+        return []
+    lines = of_claims(
+        f"A site with wrong labels, {name}",
+        f"python benchmarks/contribution.py --only {name}",
+        cells,
+        contribution.claims_of(name, list(cells.values())),
+    )
+    rounds = range(contribution.ROUNDS)
+    lines += [
+        "What an update counted by in each round, means over the seeds, weighted by contribution:",
+        "",
+        f"| site | {' | '.join(str(number + 1) for number in rounds)} |",
+        f"| --- | {' | '.join('---' for _ in rounds)} |",
+    ]
+    for how in contribution.SPOILS:
+        runs = [cell["samples"][how]["contribution"]["weights"] for cell in cells.values()]
+        for who, counted in (
+            (f"with wrong {how}", lambda weights: weights[contribution.WRONG]),
+            (
+                "the others then",
+                lambda weights: statistics.mean(w for site, w in weights.items() if site != contribution.WRONG),
+            ),
+        ):
+            means = [statistics.mean(counted(run[number]) for run in runs) for number in rounds]
+            lines.append(f"| {who} | {' | '.join(f'{value:.2f}' for value in means)} |")
+    return [*lines, ""]
+
+
 THERMAL = {
     "streets_thermal_bn": "BatchNorm at each site",
     "streets_thermal_nova": "each update counted per step",
@@ -304,16 +335,7 @@ def main() -> None:
             slow,
             stragglers.claims_of(list(slow.values())) if slow else None,
         ),
-        *(
-            line
-            for name, cells in wrong.items()
-            for line in of_claims(
-                f"A site with wrong labels, {name}",
-                f"python benchmarks/contribution.py --only {name}",
-                cells,
-                contribution.claims_of(name, list(cells.values())) if cells else None,
-            )
-        ),
+        *(line for name, cells in wrong.items() for line in of_contribution(name, cells)),
         *of_claims(
             "Simulation, beside Flower's",
             "python benchmarks/simulation.py --peer-python PYTHON",
