@@ -223,6 +223,19 @@ def test_absolute_paths_stay_what_they_are(tmp_path: Path) -> None:
     assert config.run_folder == tmp_path / "out/two"
 
 
+@pytest.mark.parametrize(
+    ("federation", "needs"),
+    [
+        ({"staleness_exponent": 1.0}, "late: next_round, or mode: async"),
+        ({"finetune_mix": 0.5}, "finetune_after"),
+        ({"contribution_floor": 0.2}, "weighting: contribution"),
+    ],
+)
+def test_a_key_that_would_do_nothing_is_refused(tmp_path: Path, federation: dict[str, object], needs: str) -> None:
+    with pytest.raises(ConfigError, match=f"does nothing without federation.{needs}"):
+        load(tmp_path, federation=federation)
+
+
 @pytest.mark.parametrize("weights", ["base", "scratch"])
 def test_words_for_weights_are_no_paths(tmp_path: Path, weights: str) -> None:
     assert load(tmp_path, data_root="pictures", model={"weights": weights}).model.weights == weights

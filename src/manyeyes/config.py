@@ -372,6 +372,22 @@ class FederationSection(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _nothing_is_stated_in_vain(self) -> FederationSection:
+        needs = {
+            "late: next_round, or mode: async": (self.late == "next_round", ("staleness_exponent",)),
+            "finetune_after": (self.finetune_after > 0, ("finetune_lr", "finetune_mix")),
+            "weighting: contribution": (
+                self.weighting == "contribution",
+                ("contribution_smoothing", "contribution_scale", "contribution_floor"),
+            ),
+        }
+        for need, (there, keys) in needs.items():
+            for key in keys:
+                if not there and getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key} does nothing without federation.{need}: state that too, or leave it out")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _asynchronous_rounds_merge_late(cls, values: Any) -> Any:

@@ -240,6 +240,67 @@ def test_too_few_end_the_run(tmp_path: Path, lanes: Callable[..., Lanes]) -> Non
         hold(tmp_path / "2", transport=silent, **ASYNC, min_nodes=2, deadline=30, max_staleness=1)
 
 
+def test_a_round_for_which_nodes_went_is_held_again(tmp_path: Path, lanes: Callable[..., Lanes]) -> None:
+    """Whoever was asked in an earlier round and goes now counts as away, as in a synchronous round."""
+
+    class Going(Lanes):
+        def receive(self, timeout: float | None) -> list[Reply]:
+            replies = super().receive(timeout)
+            if self.clock.now < 30 or "B" in self.away:
+                return replies
+            self.away |= {"B", "C"}
+            lost = next(request for request in self.asked if request.kind == "fit" and request.node_id == "B")
+            self.under_way = [entry for entry in self.under_way if entry[2].node_id == "A"]
+            return [*replies, Reply(lost.request_id, "B", None, error="is not online any more", absent=True)]
+
+    plain = lanes(fit_takes(A=6, B=math.inf, C=5))
+    seconds = {"A": 6.0, "B": 10_000.0, "C": 5.0}
+    calls = {"C": 0}
+
+    def takes(request: Any) -> float:
+        if request.kind != "fit":
+            return 1.0
+        calls["C"] += request.node_id == "C"
+        return 10_000.0 if request.node_id == "C" and calls["C"] > 1 else seconds[request.node_id]
+
+    transport = Going(clients(tmp_path / "nodes"), plain.clock, takes)
+    with pytest.raises(AbsentNodesError, match=r"round 2 got 1 good updates.*B: is not online any more"):
+        hold(tmp_path, transport=transport, rounds=5, every=99, min_nodes=2, **ASYNC)
+
+
+def test_updates_that_would_always_come_too_late_are_told(tmp_path: Path) -> None:
+    log = Log()
+    transport = LocalTransport(clients(tmp_path / "nodes", nodes="ABCDEFG"))
+    hold(tmp_path, transport=transport, emit=log, **{**ASYNC, "buffer": 1, "max_staleness": 5})
+    (warning,) = log.of("warning")
+    assert "1 updates end a round while 7 nodes are at work" in warning["reason"]
+    assert "at least 2" in warning["reason"]
+
+
+def test_with_a_buffer_that_is_large_enough_every_node_is_heard(tmp_path: Path, lanes: Callable[..., Lanes]) -> None:
+    log = Log()
+    names = "ABCDEFGHIJ"
+    transport = lanes(fit_takes(**dict.fromkeys(names, 5.0)), nodes=names)
+    hold(tmp_path, transport=transport, emit=log, rounds=8, **{**ASYNC, "max_staleness": 4})
+    assert {node for _, node, _ in received(log)} == set(names)
+    assert {e["round"] for e in log.of("update_refused")} <= {8}
+    assert not log.of("warning")
+
+
+def test_what_nobody_has_begun_when_the_rounds_are_over_is_not_done(tmp_path: Path) -> None:
+    class Counting(LocalTransport):
+        fits = 0
+
+        def receive(self, timeout: float | None) -> list[Reply]:
+            replies = super().receive(timeout)
+            self.fits += sum("-fit-" in reply.request_id for reply in replies)
+            return replies
+
+    transport = Counting(clients(tmp_path / "nodes", nodes="ABCDEF"))
+    hold(tmp_path, transport=transport, **{**ASYNC, "rounds": 1})
+    assert transport.fits == 2
+
+
 def test_a_deadline_ends_a_round_whose_buffer_is_not_full(tmp_path: Path, lanes: Callable[..., Lanes]) -> None:
     log = Log()
     transport = lanes(fit_takes(A=5, B=60, C=60))

@@ -289,6 +289,26 @@ def test_a_resumed_run_with_other_settings_names_them(write_config: WriteConfig)
         launch(other, quiet=True, resume=True)
 
 
+def test_a_resumed_asynchronous_run_keeps_how_late_updates_count(write_config: WriteConfig) -> None:
+    federation = {"rounds": 1, "mode": "async"}
+    one_site: dict[str, Any] = {"sites": [{"node_id": "C", "data": "c_night"}], "evaluate": {"examples": 0}}
+    config = load_config(write_config(**one_site, federation=federation))
+    launch(config, quiet=True)
+    kept = (config.run_folder / "config.yaml").read_bytes()
+    other = load_config(write_config(**one_site, federation={**federation, "max_staleness": 77}))
+    with pytest.raises(RunError, match="max_staleness"):
+        launch(other, quiet=True, resume=True)
+    assert (config.run_folder / "config.yaml").read_bytes() == kept
+
+
+def test_a_buffer_that_fills_too_often_is_refused_before_anything_is_trained(write_config: WriteConfig) -> None:
+    federation = {"engine": "simulation", "simulation": {"nodes": 60}, "mode": "async", "buffer": 4}
+    config = load_config(write_config(federation=federation, evaluate={"examples": 0, "nodes": 2}))
+    with pytest.raises(ConfigError, match="at least 12"):
+        launch(config, quiet=True)
+    assert not (config.run_folder / "rows").exists()
+
+
 def test_nothing_is_written_into_a_site_by_a_run(
     finished: tuple[Path, dict[str, Any]], scenes: Path, write_config: WriteConfig
 ) -> None:

@@ -164,6 +164,19 @@ def test_who_does_not_come_then_either_is_asked_anew(tmp_path: Path, lanes: Call
     assert [e["node"] for e in told.of("warning")] == ["C"]
 
 
+@pytest.mark.parametrize("late", ["drop", "next_round"])
+def test_who_is_late_in_the_last_round_goes_on_for_itself_all_the_same(
+    tmp_path: Path, lanes: Callable[..., Lanes], late: str
+) -> None:
+    def takes(request: Any) -> float:
+        return 15.0 if request.kind == "fit" and "-2-fit-B" in request.request_id else 1.0
+
+    log = Log()
+    options = {**LATE, "late": late, "finetune_after": 1}
+    hold(tmp_path, transport=lanes(takes), emit=log, rounds=2, every=99, **options)
+    assert {e["node"] for e in log.of("finetuned")} == set("ABC")
+
+
 def test_what_comes_after_the_last_round_is_told(tmp_path: Path, lanes: Callable[..., Lanes]) -> None:
     log = Log()
     transport = lanes(lambda r: 12.0 if r.node_id == "B" else 3.0)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manyeyes.errors import RunError
-from manyeyes.federation.membership import sample_cohort
+from manyeyes.config import FederationSection, validate
+from manyeyes.errors import ConfigError, RunError
+from manyeyes.federation.membership import buffer_size, check_buffer, sample_cohort
 
 NODES = [f"node-{i}" for i in range(30)]
 
@@ -43,3 +44,30 @@ def test_over_many_rounds_every_node_has_its_share() -> None:
 def test_too_few_nodes() -> None:
     with pytest.raises(RunError, match=r"round 3 needs at least 2 nodes, but 1 can be reached \(A\)"):
         sample_cohort(["A"], 1.0, 2, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "nodes", "least"),
+    [
+        ({"buffer": 4}, 60, 12),
+        ({"buffer": 2}, 20, 4),
+        ({"buffer": 4, "fraction": 0.3}, 60, None),
+        ({"buffer": 2, "max_staleness": 9}, 20, None),
+        ({}, 1000, None),
+    ],
+)
+def test_a_buffer_that_fills_too_often_is_refused_with_one_that_does_not(
+    values: dict[str, object], nodes: int, least: int | None
+) -> None:
+    federation = validate(FederationSection, {"mode": "async", **values})
+    if least is None:
+        check_buffer(federation, nodes)
+        return
+    with pytest.raises(ConfigError, match=f"at least {least},"):
+        check_buffer(federation, nodes)
+    check_buffer(federation.model_copy(update={"buffer": least}), nodes)
+
+
+def test_by_default_half_of_those_at_work_end_a_round() -> None:
+    assert buffer_size(validate(FederationSection, {"mode": "async", "fraction": 0.3}), 30) == 5
+    assert buffer_size(validate(FederationSection, {"mode": "async", "min_nodes": 7}), 8) == 7

@@ -39,6 +39,23 @@ def test_the_plain_line_of_an_epoch_and_its_message() -> None:
     ]
 
 
+def test_of_a_thousand_nodes_those_are_shown_that_were_heard_of_last() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, height=60)
+    nodes = [f"v{number:05d}" for number in range(1000)]
+    fields: dict[str, Any] = {"row": "together", "time": 0.0, "round": 1}
+    with LiveView(console) as view:
+        view(
+            {"event": "row_started", "row": "together", "time": 0.0, "nodes": nodes, "rounds": 3, "resumed_from": None}
+        )
+        view({"event": "round_started", **fields, "cohort": nodes[500:550]})
+        for node in nodes[500:525]:
+            view({"event": "update_received", **fields, "node": node, "bytes": 1000, "seconds": 1.0, "metrics": {}})
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue()).split("together")[-1]  # type: ignore[attr-defined]
+    assert "round 1 of 3  25 of 50 updates" in shown
+    assert [line.split()[0] for line in shown.splitlines() if line.startswith("v0")] == nodes[509:525]
+    assert "984 more" in shown
+
+
 def test_a_total_loss_is_not_added_to_its_parts() -> None:
     assert total_loss({"box": 1.0, "cls": 2.0}) == 3.0
     assert total_loss({"box": 1.0, "cls": 2.0, "loss": 4.5}) == 4.5

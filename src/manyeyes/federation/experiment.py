@@ -35,6 +35,7 @@ from manyeyes.errors import ConfigError, DataError, Interrupted, RunError, Weigh
 from manyeyes.federation.checkpoint import check_same_settings
 from manyeyes.federation.client import Client, expand_personal
 from manyeyes.federation.local import LocalTransport
+from manyeyes.federation.membership import check_buffer
 from manyeyes.federation.rounds import RowResult, never, run_rounds
 from manyeyes.federation.side_by_side import Job, run_side_by_side
 from manyeyes.federation.simulation import SimulationTransport, SiteNodes, VirtualNodes
@@ -64,11 +65,11 @@ _FREE = (
     "federation.simulation.processes",
     "federation.deadline",
     "federation.late",
-    "federation.staleness_exponent",
-    "federation.max_staleness",
     "evaluate.every",
     "evaluate.examples",
 )
+# With mode async every round depends on them.
+_FREE_IN_SYNC = ("federation.staleness_exponent", "federation.max_staleness")
 _SHOWN_SCORE = 0.25
 # A row that sees fewer pictures than this, each as often as it is seen, is trained before another process has begun.
 _WORTH_A_PROCESS = 1000
@@ -184,7 +185,8 @@ class Experiment:
 
         Raises:
             RunError: the folder holds a run and `resume` is False, or the run was begun with other settings.
-            ConfigError: `federation.personal` names no tensor, or no site has pictures to choose the best round by.
+            ConfigError: `federation.personal` names no tensor, no site has pictures to choose the best round by, or
+                updates of asynchronous rounds would come too late to be merged.
             ResourceError: a batch cannot fit into the memory, or the views on the disk.
             DataError: a site's class ids look swapped, or no site has test pictures.
         """
@@ -207,6 +209,7 @@ class Experiment:
                 key="federation.keep",
                 cure="Give sites a `val` split, or keep the last round.",
             )
+        check_buffer(self.config.federation, self.config.federation.simulation.nodes or len(self.sites))
         if self.config.federation.weighting == "contribution":
             self._check_judges()
         expand_personal(self.config.federation.personal, self.learner.template.weights)
@@ -524,9 +527,10 @@ def _run_row(
 def _compared(config: RunConfig) -> dict[str, Any]:
     """The settings that must be the same in every row of a table."""
     values: dict[str, Any] = yaml.safe_load(dump_config(config))
-    # With "best" it decides which rounds can be kept.
-    bound = {"evaluate.every"} if config.federation.keep == "best" else set()
-    for path in set(_FREE) - bound:
+    free = {*_FREE, *(_FREE_IN_SYNC if config.federation.mode == "sync" else ())}
+    if config.federation.keep == "best":
+        free.remove("evaluate.every")  # it decides which rounds can be kept
+    for path in free:
         *parents, last = path.split(".")
         section = values
         for parent in parents:

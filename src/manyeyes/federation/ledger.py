@@ -65,10 +65,6 @@ class Ledger:
         """Whether a request is neither answered nor overdue."""
         return bool(self._open)
 
-    def awaited(self) -> list[str]:
-        """Nodes with an open request, sorted."""
-        return sorted(asked.node_id for asked in self._open.values())
-
     def ask(self, asked: Iterable[Asked]) -> None:
         """Write down requests that are sent."""
         self._open |= {one.request_id: one for one in asked}

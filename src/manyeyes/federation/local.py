@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from manyeyes.errors import Interrupted, ManyeyesError, ProtocolError
 from manyeyes.federation.client import Client
+from manyeyes.federation.messages import EVALUATE
 from manyeyes.federation.transport import Record, Reply, Request
 from manyeyes.learners.learner import ProgressCallback, silent
 
@@ -50,6 +51,8 @@ class LocalTransport:
     def receive(self, timeout: float | None) -> list[Reply]:
         """Run the oldest request and return its reply; empty when none is waiting.
 
+        Tests go before trainings, which nodes of their own machines would not have to wait for.
+
         A node's work cannot be cut short, so `timeout` is not looked at here; the round loop sees that it is late.
 
         Raises:
@@ -57,7 +60,8 @@ class LocalTransport:
         """
         if not self._waiting:
             return []
-        request = self._waiting.pop(next(iter(self._waiting)))
+        tests = (node for node, request in self._waiting.items() if request.kind == EVALUATE)
+        request = self._waiting.pop(next(tests, next(iter(self._waiting))))
         return [self._answer(request)]
 
     def cancel(self, request_ids: Sequence[str]) -> list[str]:

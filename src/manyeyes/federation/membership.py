@@ -1,4 +1,4 @@
-"""Which nodes take part in a round."""
+"""Which nodes take part in a round, and how many updates end one."""
 
 from __future__ import annotations
 
@@ -6,15 +6,43 @@ import hashlib
 import math
 from collections.abc import Collection, Iterable
 
-from manyeyes.errors import AbsentNodesError
+from manyeyes.config import FederationSection
+from manyeyes.errors import AbsentNodesError, ConfigError
 
-__all__ = ["cohort_size", "sample_cohort"]
+__all__ = ["buffer_size", "check_buffer", "cohort_size", "sample_cohort"]
 
 
 def cohort_size(num_nodes: int, fraction: float, min_nodes: int) -> int:
     """⌈fraction · num_nodes⌉, at least `min_nodes`."""
     # 0.1 · 30 is 3.0000000000000004 in floating point, which must not become 4.
     return max(min_nodes, math.ceil(fraction * num_nodes - 1e-9))
+
+
+def buffer_size(federation: FederationSection, num_nodes: int) -> int:
+    """Updates that end a round of mode async: those stated, or half as many as nodes are at work, rounded up."""
+    at_work = cohort_size(num_nodes, federation.fraction, federation.min_nodes)
+    return federation.buffer or max(federation.min_nodes, -(-at_work // 2))
+
+
+def check_buffer(federation: FederationSection, num_nodes: int) -> None:
+    """Check that updates of mode async come early enough to be merged.
+
+    Where nodes are alike, as many updates come while one of them works as nodes are at work; if so many fill the buffer
+    more than `max_staleness` times, the same nodes' updates come too late in every round.
+
+    Raises:
+        ConfigError: they do.
+    """
+    at_work = cohort_size(num_nodes, federation.fraction, federation.min_nodes)
+    buffer, most = buffer_size(federation, num_nodes), federation.max_staleness
+    rounds = -(-at_work // buffer) - 1
+    if federation.mode == "async" and rounds > most:
+        raise ConfigError(
+            f"{buffer} updates end a round while {at_work} nodes are at work, so updates come up to {rounds} rounds"
+            f" late, and at most {most} are merged (max_staleness)",
+            key="federation.buffer",
+            cure=f"Set it to at least {-(-at_work // (most + 1))}, or lower federation.fraction.",
+        )
 
 
 def sample_cohort(

@@ -25,7 +25,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -56,7 +56,7 @@ from manyeyes.federation.contribution import judges, updated
 from manyeyes.federation.contribution import weights as worths
 from manyeyes.federation.joined import Joined
 from manyeyes.federation.ledger import Asked, Ledger
-from manyeyes.federation.membership import cohort_size, sample_cohort
+from manyeyes.federation.membership import buffer_size, check_buffer, sample_cohort
 from manyeyes.federation.messages import (
     EVALUATE,
     FIT,
@@ -223,6 +223,9 @@ class _Rounds:
         # Node → index of the round with whose weights it was last asked to train.
         self.asked_with: dict[str, int] = {}
         self.came_late: list[tuple[Asked, Reply]] = []
+        # Node → why no answer will come to what it was asked in an earlier round; of this round.
+        self.gone: dict[str, str] = {}
+        self.buffer_checked_for = 0
         self.judges_updates = federation.weighting == "contribution"
         self.bytes_up = 0
         self.bytes_down = 0
@@ -269,6 +272,8 @@ class _Rounds:
         watch.lap("fit")
         weights, strategy_state = self._step(state, collected.merge)
         watch.lap("merge")
+        if number == self.federation.rounds:
+            self._cancel_the_rest()
         due = number % self.evaluate.every == 0 or number == self.federation.rounds
         tested = self._evaluate(weights, number) if due else _Tested({}, complete=False)
         best = self._better(state.best, weights, number, tested.score)
@@ -303,7 +308,7 @@ class _Rounds:
         """
         self._stop_if_asked(state.round)
         watch, number = _Stopwatch(), self.federation.rounds + 1
-        nodes = self._free(self._nodes(state.round), over=True)
+        nodes = self._nodes(state.round)
         plan = self.plan.model_copy(update={"round": state.round, "rounds": number})
         own = {"finetune": True, "mix": self.federation.finetune_mix, "kept": kept, "proximal_mu": 0.0}
         plan = plan.model_copy(update={**own, "tell_step_sum": False})
@@ -362,11 +367,14 @@ class _Rounds:
         for asked, _ in self.came_late:
             self._tell_too_late(asked)
         self.came_late.clear()
+        self._cancel_the_rest()
+        # Who is still at work is asked for what comes after the rounds like the others.
+        self.ledger.withdraw(asked.request_id for asked in self.ledger.overdue())
+
+    def _cancel_the_rest(self) -> None:
+        """No update is merged any more: what nobody has begun need not be."""
         overdue = [asked.request_id for asked in self.ledger.overdue()]
-        self.transport.cancel(overdue)
-        if self.asynchronous:
-            # Who was still at work is asked for what comes after the rounds like the others.
-            self.ledger.withdraw(overdue)
+        self.ledger.withdraw(self.transport.cancel(overdue))
 
     def _tell_too_late(self, asked: Asked) -> None:
         reason = "came after the last round had been merged"
@@ -450,13 +458,14 @@ class _Rounds:
         merge = Merge(state.weights, section.weighting, exponent, normalises=self.strategy.normalises)
         collected = _Collected(merge)
         refused: dict[str, str] = {}
-        absent = 0
+        absent: set[str] = set()
+        self.gone.clear()
         number = state.round + 1
         control = self._control(state)
         requests = self._fit_requests(state, cohort, control)
         until = _Until(lambda: merge.num_updates >= section.min_nodes)
         if self.asynchronous:
-            size = self._buffer_size()
+            size = self._buffer_size(number)
             until = replace(until, full=lambda: merge.num_updates >= size, more=lambda: self._more(state, control))
         for asked, reply in self._ask(FIT, requests, state.round, until):
             staleness = state.round - asked.round
@@ -466,7 +475,7 @@ class _Rounds:
                 merge.add(update, staleness, worth)
             except (ProtocolError, UpdateRefusedError) as error:
                 refused[reply.node_id] = str(error)
-                absent += reply.absent
+                absent |= {reply.node_id} if reply.absent else set()
                 late = self.merges_late and reply.node_id in self.ledger.busy()
                 kind = "update_late" if late else "update_refused"
                 self.emit(kind, round=number, node=reply.node_id, reason=str(error))
@@ -485,7 +494,7 @@ class _Rounds:
                 **({"staleness": staleness} if staleness else {}),
                 **({"weight": round(worth, 4)} if self.judges_updates else {}),
             )
-        self._check_enough(merge.num_updates, absent, refused, number)
+        self._check_enough(collected, absent, refused, number)
         return collected
 
     def _worth(self, contributions: Mapping[str, float], node: str) -> float:
@@ -530,10 +539,16 @@ class _Rounds:
         own = [(update, staleness, worth) for other, update, staleness, worth in collected.updates if other == node]
         return self._step(state, collected.merge.tilted(own))[0]
 
-    def _buffer_size(self) -> int:
-        section = self.federation
-        at_work = cohort_size(len(self.transport.nodes()), section.fraction, section.min_nodes)
-        return section.buffer or max(section.min_nodes, -(-at_work // 2))
+    def _buffer_size(self, number: int) -> int:
+        """How many updates end this round; nodes come and go, so it is looked up in each."""
+        count = len(self.transport.nodes())
+        if count > self.buffer_checked_for:
+            self.buffer_checked_for = count
+            try:
+                check_buffer(self.federation, count)
+            except ConfigError as error:
+                self.emit("warning", round=number, reason=str(error))
+        return buffer_size(self.federation, count)
 
     def _more(self, state: RoundState, control: Weights) -> dict[str, Record]:
         """Requests to those who came free, or joined, while an asynchronous round is held."""
@@ -577,13 +592,24 @@ class _Rounds:
             for node, update in of_node.items()
         }
 
-    def _check_enough(self, good: int, absent: int, refused: Mapping[str, str], number: int) -> None:
-        if good >= self.federation.min_nodes:
+    def _check_enough(
+        self, collected: _Collected, absent: Collection[str], refused: Mapping[str, str], number: int
+    ) -> None:
+        good, least = collected.merge.num_updates, self.federation.min_nodes
+        if good >= least:
             return
-        kind = AbsentNodesError if good + absent >= self.federation.min_nodes else RunError
+        silent = {
+            asked.node_id: f"has not answered what it was asked in round {asked.round + 1}"
+            for asked in self.ledger.overdue()
+        }
+        reasons = {
+            node: why for node, why in {**silent, **self.gone, **refused}.items() if node not in collected.merged
+        }
+        may_come = {*silent, *self.gone, *absent} - collected.merged.keys()
+        kind = AbsentNodesError if good + len(may_come) >= least else RunError
         raise kind(
-            f"round {number} got {good} good updates and needs at least {self.federation.min_nodes}: "
-            + "; ".join(f"{node}: {reason}" for node, reason in sorted(refused.items())),
+            f"round {number} got {good} good updates and needs at least {least}: "
+            + "; ".join(f"{node}: {reason}" for node, reason in sorted(reasons.items())),
             key="federation.min_nodes",
             cure=f"Mend these nodes and resume: everything up to round {number - 1} is kept.",
         )
@@ -693,7 +719,7 @@ class _Rounds:
         return self.ledger.any_open or (self.asynchronous and kind == FIT and bool(self.ledger.busy()))
 
     def _tell_put_off(self, round: int) -> None:
-        waiting = ", ".join(self.ledger.awaited())
+        waiting = ", ".join(sorted(self.ledger.at_work()))
         reason = f"fewer updates than federation.min_nodes at the deadline; waiting on for {waiting}"
         self.emit("warning", round=round + 1, reason=reason)
 
@@ -742,6 +768,8 @@ class _Rounds:
                 reason = reply.error or f"answered what it was asked in round {asked.round + 1} after the deadline"
                 kind = "update_refused" if asked.kind == FIT else "warning"
                 self.emit(kind, round=round + 1, node=reply.node_id, reason=reason)
+                if reply.absent:
+                    self.gone[reply.node_id] = reason
 
     def _take_late(self, until: _Until) -> Iterator[tuple[Asked, Reply]]:
         while self.came_late and not until.full():

@@ -271,15 +271,15 @@ def build_strategy(section: StrategySection) -> Strategy:
             return Scaffold(section.server_lr)
 
 
-# Whole numbers, so that sums are exact.
+# Whole numbers, so that sums are exact; small enough that a round may have ten thousand updates (see ExactMean.add).
 _WEIGHTS: dict[str, Callable[[int], int]] = {
     "examples": lambda num_examples: num_examples,
     "equal": lambda num_examples: 1,
-    "inverse_sqrt": lambda num_examples: round(2**20 / math.sqrt(num_examples)),
-    "contribution": lambda num_examples: 2**16,
+    "inverse_sqrt": lambda num_examples: round(2**16 / math.sqrt(num_examples)),
+    "contribution": lambda num_examples: 2**13,
 }
 # Parts of a weight that a stale update can lose. Powers of two: a round in which nobody is late has the same bits.
-_PARTS: dict[str, int] = {"examples": 2**6, "equal": 2**16, "inverse_sqrt": 1, "contribution": 1}
+_PARTS: dict[str, int] = {"examples": 2**6, "equal": 2**12, "inverse_sqrt": 1, "contribution": 1}
 
 
 class Merge:

@@ -289,6 +289,7 @@ class _NodeState:
     status: str = "waiting"
     detail: str = ""
     map50: float | None = None
+    told: int = 0
 
 
 @dataclass(slots=True)
@@ -296,9 +297,24 @@ class _RowState:
     round: int
     rounds: int | None
     nodes: dict[str, _NodeState]
+    asked: int = 0
+    came: int = 0
+    told: int = 0
 
     def node(self, event: Event) -> _NodeState:
-        return self.nodes.setdefault(str(_node(event)), _NodeState())
+        state = self.nodes.setdefault(str(_node(event)), _NodeState())
+        self.told += 1
+        state.told = self.told
+        return state
+
+    def shown(self) -> list[tuple[str, _NodeState]]:
+        """All nodes; of many, those that were heard of last, in the order of their names."""
+        latest = sorted(self.nodes.items(), key=lambda item: -item[1].told)[:_MOST_NODES]
+        return sorted(latest) if self.many else list(self.nodes.items())
+
+    @property
+    def many(self) -> bool:
+        return len(self.nodes) > _MOST_NODES
 
 
 @dataclass(slots=True)
@@ -336,24 +352,32 @@ class _Board:
 
 def _row_head(name: str, row: _RowState) -> Text:
     head = Text(model_label(name), style="bold")
-    return head.append(f"  round {row.round} of {row.rounds}", "not bold") if row.rounds else head
+    if row.rounds:
+        head.append(f"  round {row.round} of {row.rounds}", "not bold")
+    if row.many and row.asked:
+        head.append(f"  {row.came} of {row.asked} updates", "not bold")
+    return head
 
 
 def _row_bars(row: _RowState) -> Table:
     bars = Table.grid(padding=(0, 2))
-    for name, state in list(row.nodes.items())[:_MOST_NODES]:
+    for name, state in row.shown():
         map50 = "" if state.map50 is None else f"mAP50 {state.map50:.3f}"
         bar = ProgressBar(total=1.0, completed=state.share, width=24)
         bars.add_row(Text(name, style="bold"), bar, escape(state.status), map50, Text(state.detail, style="dim"))
-    if len(row.nodes) > _MOST_NODES:
+    if row.many:
         bars.add_row(Text(f"… {len(row.nodes) - _MOST_NODES} more", style="dim"))
     return bars
 
 
 def _board_round(row: _RowState, event: Event) -> None:
-    row.round = int(event["round"])
+    row.round, row.asked, row.came = int(event["round"]), len(event.get("cohort", ())), 0
     for state in row.nodes.values():
         state.share, state.status, state.detail = 0.0, "waiting", ""
+
+
+def _board_asked(row: _RowState, event: Event) -> None:
+    row.asked += 1
 
 
 def _board_progress(row: _RowState, event: Event) -> None:
@@ -367,6 +391,7 @@ def _board_progress(row: _RowState, event: Event) -> None:
 
 def _board_update(row: _RowState, event: Event) -> None:
     state = row.node(event)
+    row.came += 1
     state.share, state.status = 1.0, f"sent {format_bytes(event['bytes'])}"
     state.detail = f"{format_seconds(event['seconds'])}" if "seconds" in event else ""
     if event.get("staleness"):
@@ -391,6 +416,7 @@ def _board_evaluated(row: _RowState, event: Event) -> None:
 
 _BOARD: dict[str, Callable[[_RowState, Event], None]] = {
     "round_started": _board_round,
+    "node_asked": _board_asked,
     "progress": _board_progress,
     "update_received": _board_update,
     "update_refused": _board_refusal,
