@@ -22,7 +22,7 @@ from manyeyes.errors import ConfigError, ResourceError, WeightsError
 from manyeyes.runtime.model_file import ModelInfo, file_hash, parts_of
 from manyeyes.weights import write_atomically
 
-__all__ = ["FIRST", "MODELS", "Entry", "Held", "Made", "Registry", "open_registry"]
+__all__ = ["MODELS", "PROMOTE", "Entry", "Held", "Made", "Registry", "open_registry", "used_meanwhile"]
 
 MODELS = "models"
 """Name of the registry's folder in the state folder of a server."""
@@ -40,7 +40,10 @@ _HASH_LENGTH = 64
 _HASH = re.compile(rf"[0-9a-f]{{{_HASH_LENGTH}}}")
 _DAY = 86_400.0
 
-FIRST = "there is no model to go back to: this one is the first"
+PROMOTE = "Say which model is to be used: `manyeyes models promote HASH`."
+
+_NONE_BEFORE = "there is no model to go back to"
+_FIRST = f"{_NONE_BEFORE}: this one is the first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,13 +246,30 @@ class Registry:
         here = {entry.hash for entry in self.entries()}
         return next((name for name in self._listed()[1:] if name in here), None)
 
+    def to_go_back(self) -> tuple[str, str]:
+        """Hashes of the model in use and of the one before it, as of one moment.
+
+        Raises:
+            WeightsError: there is none before it; or the list of used models is damaged.
+        """
+        names, here = self._read_used(), {entry.hash for entry in self.entries()}
+        if not here:
+            raise WeightsError("holds no models", file=self._folder)
+        for name in names[1:]:
+            if name in here:
+                return names[0], name
+        raise WeightsError(_FIRST if names else f"{_NONE_BEFORE}: none was put to use", file=self._folder, cure=PROMOTE)
+
     def check_used(self) -> None:
         """Refuse a list of used models that is damaged: of such a one it is not known what is in use.
 
         Raises:
-            WeightsError: it is damaged.
+            WeightsError: it is damaged, or names a model as the one in use that is not here.
         """
-        self._read_used()
+        names = self._read_used()
+        if names and names[0] not in self._hashes():
+            reason = "names a model as the one in use that is not here"
+            raise _damaged_use(self._folder / _USE, reason, key=names[0][:12])
 
     def _listed(self) -> list[str]:
         with suppress(WeightsError):
@@ -268,36 +288,53 @@ class Registry:
             raise _damaged_use(path)
         return names
 
-    def use(self, name: str) -> None:
+    def use(self, name: str, *, instead_of: str | None = None) -> bool:
         """From now on this model is the one in use.
+
+        Args:
+            name: its hash, or the first letters of it that no other has.
+            instead_of: hash of the one in use, "" for none; if it is another by now, nothing is changed. None:
+                whichever it is.
+
+        Returns:
+            Whether it is in use now.
 
         Raises:
             WeightsError: there is none.
             ResourceError: the folder cannot be written.
         """
-        chosen = self.entry(name).hash
         with self._changing():
-            self._put_first(chosen, self._listed())
+            chosen, listed = self.entry(name).hash, self._listed()
+            if instead_of is not None and (listed[0] if listed else "") != instead_of:
+                return False
+            self._put_first(chosen, listed)
+        return True
 
-    def drop_used(self, name: str | None = None, *, back_to: str | None = None) -> None:
+    def drop_used(self, name: str | None = None, *, back_to: str | None = None) -> bool:
         """The model in use is not any more: the one before it is.
 
         Args:
             name: hash of that model; if another is in use by now, nothing is changed. None: whichever it is.
             back_to: hash of the one that is used again; default: the one before it.
 
+        Returns:
+            Whether anything was changed.
+
         Raises:
-            WeightsError: there was none before it.
+            WeightsError: there was none before it, or the one to go back to is not here.
             ResourceError: the folder cannot be written.
         """
         with self._changing():
             listed = self._listed()
             if name is not None and listed[:1] != [name]:
-                return
+                return False
             back = back_to or self.previous
             if back is None:
-                raise WeightsError(FIRST)
+                raise WeightsError(_FIRST, file=self._folder, cure=PROMOTE)
+            if back not in self._hashes():
+                raise WeightsError("the model to go back to is not here", file=self._folder / back, cure=PROMOTE)
             self._put_first(back, listed[1:])
+        return True
 
     def _put_first(self, name: str, others: Iterable[str]) -> None:
         here = set(self._hashes())  # a damaged one keeps its place: it may be mended
@@ -415,12 +452,9 @@ class Registry:
             except WeightsError as error:
                 found.append(error)
         try:
-            names = self._read_used()
+            self.check_used()
         except WeightsError as error:
-            return [*found, error]
-        if names and names[0] not in self._hashes():
-            reason = "names a model as the one in use that is not here"
-            found.append(_damaged_use(self._folder / _USE, reason, key=names[0][:12]))
+            found.append(error)
         return found
 
 
@@ -439,6 +473,11 @@ def open_registry(state: Path) -> Registry:
     return Registry(folder)
 
 
+def used_meanwhile() -> WeightsError:
+    """The refusal of a change that was decided on while another model was in use."""
+    return WeightsError("another model was put to use meanwhile", cure="Look at the list of models, and try again.")
+
+
 def _only(names: Iterable[str], beginning: str) -> str:
     """The one name that begins so.
 
@@ -455,9 +494,7 @@ def _only(names: Iterable[str], beginning: str) -> str:
 
 
 def _damaged_use(path: Path, reason: str = "is damaged", key: str | None = None) -> WeightsError:
-    return WeightsError(
-        reason, file=path, key=key, cure="Say which model is to be used: `manyeyes models promote HASH`."
-    )
+    return WeightsError(reason, file=path, key=key, cure=PROMOTE)
 
 
 def _info_of(path: Path) -> ModelInfo:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -68,13 +69,78 @@ def test_a_site_that_wants_none_by_itself_only_keeps_it(base: Template, site: Da
     assert len(registry.entries()) == 1
 
 
-def test_a_model_in_use_that_is_damaged_is_worse_than_any(
-    base: Template, worse: Template, site: Dataset, tmp_path: Path
+@pytest.mark.parametrize("file", ["model.onnx", "about.json"])
+def test_nothing_is_put_in_place_of_a_damaged_model_with_which_it_cannot_be_compared(
+    base: Template, worse: Template, site: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str
+) -> None:
+    """Else whoever can spoil one file could have any model used."""
+    registry = Registry(tmp_path)
+    take_candidate(base, site, registry, run="x", round=1, promote="always")
+    before = registry.wanted
+    next(tmp_path.glob(f"*/{file}")).write_bytes(b"cut")
+    assert not take_candidate(worse, site, registry, run="y", round=2, promote="no_worse")
+    assert registry.wanted == before
+    assert "of the models that were used none is whole. Say which model is to be used" in caplog.text
+
+
+def test_nothing_is_put_in_place_of_a_model_that_is_not_here(
+    base: Template, worse: Template, site: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry = Registry(tmp_path)
     take_candidate(base, site, registry, run="x", round=1, promote="always")
-    next(tmp_path.glob("*/model.onnx")).write_bytes(b"cut")
-    assert take_candidate(worse, site, registry, run="y", round=2, promote="no_worse")
+    shutil.rmtree(tmp_path / registry.used[0])
+    assert not take_candidate(worse, site, registry, run="y", round=2, promote="no_worse")
+    assert registry.used == []
+    assert "names a model as the one in use that is not here" in caplog.text
+
+
+def test_on_pictures_without_objects_no_model_earns_its_place(
+    base: Template, worse: Template, site: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    empty = tuple(replace(s, xyxy=s.xyxy[:0], class_id=s.class_id[:0]) for s in site.split("val"))
+    backgrounds = replace(site, splits={**site.splits, "val": empty})
+    for number, data in enumerate((backgrounds, replace(site, annotates=frozenset()))):
+        registry = Registry(tmp_path / str(number))
+        assert take_candidate(base, data, registry, run="x", round=1, promote="no_worse")
+        assert not take_candidate(worse, data, registry, run="x", round=2, promote="no_worse")
+        assert registry.entry(registry.used[0]).round == 1
+    assert "no val or test pictures with objects here to compare it on" in caplog.text
+
+
+def test_a_model_that_computes_no_boxes_is_kept_and_never_used(
+    base: Template, site: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its weights are finite, what they give is not."""
+    blind = replace(site, splits={"train": site.split("train")})
+    huge = {n: np.full_like(a, 3e38) if n.endswith("conv.weight") else a for n, a in base.weights.items()}
+    overflowing = replace(base, weights=Weights(huge))
+    for promote in ("no_worse", "always"):
+        registry = Registry(tmp_path / promote)
+        assert not take_candidate(overflowing, blind, registry, run="x", round=1, promote=promote)
+        assert (len(registry.entries()), registry.used) == (1, [])
+    assert "is kept and not used: " in caplog.text
+    assert "fails its test" in caplog.text
+
+
+def test_a_model_that_was_put_to_use_meanwhile_is_what_must_be_reached(
+    base: Template, worse: Template, site: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(tmp_path)
+    take_candidate(worse_of(worse), site, registry, run="x", round=1, promote="always")
+    take_candidate(base, site, registry, run="x", round=2, promote="never")
+    good = next(entry.hash for entry in registry.entries() if entry.round == 2)
+    use, asked = Registry.use, []
+
+    def slowly(self: Registry, name: str, *, instead_of: str | None = None) -> bool:
+        if not asked:
+            asked.append(name)
+            use(self, good)
+        return use(self, name, instead_of=instead_of)
+
+    monkeypatch.setattr(Registry, "use", slowly)
+    assert not take_candidate(worse, site, registry, run="x", round=3, promote="no_worse")
+    assert asked
+    assert registry.used[0] == good
 
 
 Forged = Callable[[Signer, Signer, ModelForm, Weights], tuple[ModelForm, int, Weights, Signature]]
