@@ -365,6 +365,40 @@ def test_a_server_starts_with_the_model_before_one_that_was_tampered_with(
         assert server.client.get(f"{API}/status").json()["model"] == hashes[0]
 
 
+def test_a_server_starts_with_the_model_before_one_that_fails_its_test(state: Path, hashes: list[str]) -> None:
+    broken = _no_numbers(state / MODELS / hashes[3] / "model.onnx", state.parent / "broken.onnx")
+    name = Registry(state / MODELS).add(broken).hash
+    put_to_use(state, hashes[0], name)
+    config = ServeConfig(state=state, threads=1, backend="openvino", precision="fp32")
+    with started(config) as server:
+        assert server.client.get(f"{API}/status").json()["model"] == hashes[0]
+    assert Registry(state / MODELS).wanted == hashes[0]
+    # With none before it, that is said.
+    (state / MODELS / "use.json").unlink()
+    put_to_use(state, name)
+    with pytest.raises(WeightsError, match="fails its test"), started(config):
+        pass
+
+
+def test_a_server_follows_on_after_whatever_it_met_in_the_registry(
+    models: Models, state: Path, hashes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_to_use(state, hashes[0])
+    damage, met = Registry.damage, []
+
+    def failing(self: Registry) -> list[WeightsError]:
+        met.append(1)
+        if len(met) == 1:
+            raise OSError("the disk does not answer")
+        return damage(self)
+
+    monkeypatch.setattr(Registry, "damage", failing)
+    with started(ServeConfig(state=state, threads=1, backend="openvino", precision="fp32")) as server:
+        until(lambda: len(met) > 0)
+        models("promote", hashes[1])
+        until(lambda: server.client.get(f"{API}/status").json()["model"] == hashes[1])
+
+
 def test_a_server_does_not_guess_what_a_damaged_list_named(state: Path, hashes: list[str]) -> None:
     put_to_use(state, hashes[0])
     (state / MODELS / "use.json").write_text("[")
