@@ -38,7 +38,7 @@ def filled(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.producer_name = str(number)
         path = state.parent / f"own_{number}.onnx"
         onnx.save(model, path)
-        made = Made("harbour", number, 0.5 + number / 10, parents) if number else None
+        made = Made("harbour", number, 0.5 + number / 10, parents, 0.4, "test") if number else None
         entry = registry.add(path, label=f"harbour, round {number}" if number else None, made=made)
         parents = (entry.hash,)
     return state
@@ -106,7 +106,14 @@ def _short(hashes: Any) -> list[str]:
 def test_one_model_is_shown_whole(models: Models, hashes: list[str]) -> None:
     code, out, _ = models("show", hashes[1][:8])
     assert code == 0
-    for words in (hashes[1], "never used", "0.600 on this site's validation pictures", hashes[0], "person, car"):
+    for words in (
+        hashes[1],
+        "never used",
+        "0.600 on this site's test pictures",
+        "mAP50-95   0.400",
+        hashes[0],
+        "person, car",
+    ):
         assert words in out
     assert json.loads(models("show", hashes[1][:8], "--json")[1])["label"] == "harbour, round 1"
 

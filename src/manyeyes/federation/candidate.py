@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from manyeyes.datasets import Dataset
 from manyeyes.datasets.classes import known_part
@@ -30,12 +32,15 @@ def take_candidate(
     run: str,
     round: int,
     promote: Promote,
+    signed: float | None = None,
     margin: float = 0.0,
     keep: int | None = None,
 ) -> bool:
     """Export a model that came, test it on the site's own pictures, and use it if it is no worse than what is used.
 
-    One that fails the test which `manyeyes models promote` makes is never used, only kept.
+    One that fails the test which `manyeyes models promote` makes is never used, only kept; and so is what is no news: a
+    model that was here already, which may have been taken out of use by a person, and one of a run of which a later one
+    is here.
 
     Args:
         template: the model with its weights.
@@ -45,6 +50,7 @@ def take_candidate(
         round: of that run.
         promote: "no_worse", "always" or "never". Without pictures with objects to test on, "no_worse" uses the first
             model alone.
+        signed: when the coordinator signed it, in seconds since 1970.
         margin: mAP50-95, from 0 to 1, by which it may be worse and still be "no_worse".
         keep: models of federations that are kept in the registry; see `Registry.spare`. None: all.
 
@@ -58,11 +64,17 @@ def take_candidate(
     pictures = data if known and (data.split("val") or data.split("test")) else None
     with tempfile.TemporaryDirectory() as folder:
         exported = export_model(template, Path(folder) / "model.onnx", data=pictures)
-        map50 = exported.metrics[1].map50 if exported.metrics else None
-        made = Made(run, round, map50, _before(registry, run, round))
+        made = Made(run, round, parents=_before(registry, run, round), signed=signed)
+        if exported.metrics:
+            made = replace(made, **_figures(exported.metrics[1], data))
+        old = _is_no_news(registry, template.weights.value_hash, run, signed)
         entry = registry.add(exported.path, label=f"{run}, round {round}", made=made)
     used = registry.wanted == entry.hash
-    if not used and promote != "never" and _passes_test(entry, registry):
+    if not used and promote != "never" and old:
+        _log.warning(
+            "%s is kept and not used: %s. `manyeyes models promote %s` uses it.", entry.label, old, entry.hash[:12]
+        )
+    elif not used and promote != "never" and _passes_test(entry, registry):
         if promote == "always":
             used = registry.use(entry.hash)
         else:
@@ -70,6 +82,22 @@ def take_candidate(
     if keep is not None:
         _forget(registry, keep)
     return used
+
+
+def _figures(metrics: Metrics, data: Dataset) -> dict[str, Any]:
+    """What is kept of a test."""
+    split = "val" if data.split("val") else "test"
+    return {"map50": metrics.map50, "map50_95": metrics.map50_95, "split": split}
+
+
+def _is_no_news(registry: Registry, weights: str, run: str, signed: float | None) -> str | None:
+    """Why a model with these weights is not used by itself, however good it is; None if nothing stands against it."""
+    for entry in registry.entries():
+        if entry.info.weights == weights:
+            return f"it was here already, as {entry.label}"
+        if signed is not None and entry.run == run and (entry.signed or 0.0) > signed:
+            return f"{entry.label} was signed later, and is here"
+    return None
 
 
 def _forget(registry: Registry, keep: int) -> None:
