@@ -100,7 +100,7 @@ def test_the_model_is_a_copy(registry: Registry, files: list[Path], tmp_path: Pa
 
 def test_the_beginning_of_a_hash_is_enough_if_no_other_begins_so(registry: Registry) -> None:
     name = registry.entries()[0].hash
-    assert registry.entry(name[:12]).hash == name
+    assert registry.entry(name[:12]).hash == registry.entry(name.upper()).hash == name
     for wrong in ("", "x", "../..", name + "0", "0" * 64):
         with pytest.raises(WeightsError, match="no model here"):
             registry.entry(wrong)
@@ -230,5 +230,139 @@ def test_used_models_are_a_list_without_repetition(registry: Registry, steps: li
             registry.drop_used()
             expected.pop(0)
         assert registry.used == expected
-    saved = json.loads((folder_of(registry) / "use.json").read_text()) if expected else []
-    assert saved == expected
+    if expected:
+        assert json.loads((folder_of(registry) / "use.json").read_text())["used"] == expected
+
+
+def test_what_an_earlier_version_wrote_of_used_models_still_holds(registry: Registry) -> None:
+    names = [entry.hash for entry in registry.entries()]
+    (folder_of(registry) / "use.json").write_text(json.dumps(names[:2]))
+    assert registry.used == names[:2]
+    assert registry.damage() == []
+
+
+def damage_of(registry: Registry) -> str:
+    return "\n".join(map(str, registry.damage()))
+
+
+def test_a_list_of_used_models_that_was_changed_or_deleted_is_damage_and_says_nothing(registry: Registry) -> None:
+    names = [entry.hash for entry in registry.entries()]
+    use = folder_of(registry) / "use.json"
+    registry.use(names[0])
+    use.write_text(use.read_text().replace(names[0], names[1]))
+    assert registry.used == []
+    assert "use.json: was changed since it was written. Say which model" in damage_of(registry)
+    registry.use(names[0])
+    assert registry.damage() == []
+    use.unlink()
+    assert "use.json: is missing. Say which model is to be used" in damage_of(registry)
+    with pytest.raises(WeightsError, match="is missing"):
+        registry.forget(names[1])
+    registry.use(names[0])
+    assert registry.damage() == []
+
+
+def test_a_site_that_has_used_no_model_yet_is_whole(files: list[Path], tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "models")
+    registry.add(files[0])
+    registry.check_used()
+    assert (registry.damage(), registry.used, registry.wanted) == ([], [], None)
+
+
+@pytest.mark.parametrize("changes", [{"map50": 0.99}, {"added": 1e308}, {"added": -1.0}])
+def test_an_entry_without_its_digest_is_damaged(registry: Registry, changes: dict[str, float]) -> None:
+    name = registry.entries()[0].hash
+    about = folder_of(registry) / name / "about.json"
+    values = {**json.loads(about.read_text()), **changes}
+    del values["digest"]
+    about.write_text(json.dumps(values))
+    assert len(registry.entries()) == 2
+    assert f"{name}/about.json: " in damage_of(registry)
+    with pytest.raises(WeightsError, match=r"about\.json: "):  # not: there is no such model
+        registry.entry(name)
+
+
+def test_what_the_server_needs_is_not_forgotten_when_it_cannot_be_read_what_that_is(registry: Registry) -> None:
+    held = folder_of(registry) / "held.json"
+    night = registry.entries()[1].hash
+    registry.hold({"night": night})
+    held.write_text("[")
+    assert "held.json: is damaged. Start the server again: it writes the file anew." in damage_of(registry)
+    with pytest.raises(WeightsError, match=r"held\.json: is damaged"):
+        registry.forget(night)
+    with pytest.raises(WeightsError, match=r"held\.json: is damaged"):
+        registry.spare(keep=1)
+    registry.hold({})
+    assert registry.damage() == []
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "about.json"])
+def test_a_file_that_cannot_be_read_is_named_and_the_others_are_listed(registry: Registry, file: str) -> None:
+    name = registry.entries()[0].hash
+    path = folder_of(registry) / name / file
+    path.unlink()
+    path.symlink_to(path.name)  # a file that even root cannot open
+    (error,) = registry.damage()
+    assert name in str(error.file)
+    assert len(registry.entries()) >= 2
+    with pytest.raises(WeightsError):
+        registry.path(name)
+
+
+def test_why_a_file_cannot_be_read_is_said_without_the_advice_to_delete_it(registry: Registry) -> None:
+    use = folder_of(registry) / "use.json"
+    use.unlink()
+    use.mkdir()
+    assert "use.json: cannot be read (Is a directory). See to its permissions, and to the disk." in damage_of(registry)
+
+
+def test_what_a_killed_process_left_is_in_nobodys_way(registry: Registry, files: list[Path]) -> None:
+    folder = folder_of(registry)
+    a, b, c = (entry.hash for entry in reversed(registry.entries()))
+    for left in (f".{a}", ".adding-killed"):
+        (folder / left / "inside").mkdir(parents=True)
+    (folder / ".mine").mkdir()
+    outside = shutil.move(folder / b, folder.parent / "outside")
+    (folder / b).symlink_to(outside)
+    shutil.rmtree(folder / c)
+    (folder / c).write_text("a plain file")
+    for name in (a, b, c):
+        assert registry.forget(name) == name
+    assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == [".mine"]
+    assert (outside / "model.onnx").exists()
+    (folder / c).write_text("a plain file")
+    assert registry.add(files[2]).hash == c
+    assert registry.path(c).is_file()
+
+
+def test_a_model_that_changes_while_it_is_copied_does_not_enter(
+    registry: Registry, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = Path(shutil.copy(files[0], tmp_path / "mine.onnx"))
+    shutil.rmtree(folder_of(registry) / file_hash(mine))
+    copy = shutil.copyfile
+
+    def late(source: Path, target: Path) -> None:
+        source.write_bytes(files[1].read_bytes())
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", late)
+    with pytest.raises(WeightsError, match="was changed while it was copied"):
+        registry.add(mine)
+    assert len(registry.entries()) == 2
+    assert registry.damage() == []
+
+
+def test_what_is_forgotten_while_it_is_looked_at_is_no_damage(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = registry.entries()[0].hash
+    path = Registry.path
+
+    def late(self: Registry, asked: str) -> Path:
+        if asked == name:
+            shutil.rmtree(folder_of(self) / name)
+        return path(self, asked)
+
+    monkeypatch.setattr(Registry, "path", late)
+    assert registry.damage() == []

@@ -316,5 +316,7 @@ def write_atomically(path: Path, content: bytes | str, mode: int = 0o644) -> Non
             raise
     except OSError as error:
         raise ResourceError(
-            f"cannot be written ({error.strerror})", file=path, cure="Choose another output folder."
+            f"cannot be written ({error.strerror})",
+            file=path,
+            cure="See to its permissions and to the room there, or choose another folder.",
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,14 @@ from manyeyes.errors import UpdateRefusedError
 from manyeyes.federation.candidate import take_candidate
 from manyeyes.federation.form import ModelForm
 from manyeyes.federation.keys import AUTHORITY, make_authority
-from manyeyes.federation.local_server import LocalServer
+from manyeyes.federation.local_server import LocalServer, Promote
 from manyeyes.federation.messages import PUBLISH, PublishPlan, Signature, publish_request, read_published
 from manyeyes.federation.signature import Signer
 from manyeyes.federation.site import Site
 from manyeyes.federation.transport import Request
 from manyeyes.learners.learner import Template
 from manyeyes.registry import MODELS, Registry
+from manyeyes.runtime.promotion import roll_back
 from manyeyes.weights import Weights
 
 
@@ -57,7 +59,10 @@ def test_the_first_is_used_and_a_worse_one_is_kept_but_not_used(
     assert (later.round, later.parents) == (4, (first,))
     assert later.map50 is not None
     assert later.map50 < entry.map50
-    assert take_candidate(worse, site, registry, run="first", round=4, promote="always")
+    assert later.split == "val"
+    assert later.map50_95 is not None
+    assert later.map50_95 <= later.map50
+    assert take_candidate(worse_of(worse), site, registry, run="first", round=5, promote="always")
     assert registry.used[1] == first
 
 
@@ -68,13 +73,79 @@ def test_a_site_that_wants_none_by_itself_only_keeps_it(base: Template, site: Da
     assert len(registry.entries()) == 1
 
 
-def test_a_model_in_use_that_is_damaged_is_worse_than_any(
-    base: Template, worse: Template, site: Dataset, tmp_path: Path
+@pytest.mark.parametrize("file", ["model.onnx", "about.json"])
+def test_nothing_is_put_in_place_of_a_damaged_model_with_which_it_cannot_be_compared(
+    base: Template, worse: Template, site: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str
+) -> None:
+    """Else whoever can spoil one file could have any model used."""
+    registry = Registry(tmp_path)
+    take_candidate(base, site, registry, run="x", round=1, promote="always")
+    before = registry.wanted
+    next(tmp_path.glob(f"*/{file}")).write_bytes(b"cut")
+    assert not take_candidate(worse, site, registry, run="y", round=2, promote="no_worse")
+    assert registry.wanted == before
+    assert "of the models that were used none is whole. Say which model is to be used" in caplog.text
+
+
+def test_nothing_is_put_in_place_of_a_model_that_is_not_here(
+    base: Template, worse: Template, site: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry = Registry(tmp_path)
     take_candidate(base, site, registry, run="x", round=1, promote="always")
-    next(tmp_path.glob("*/model.onnx")).write_bytes(b"cut")
-    assert take_candidate(worse, site, registry, run="y", round=2, promote="no_worse")
+    shutil.rmtree(tmp_path / registry.used[0])
+    assert not take_candidate(worse, site, registry, run="y", round=2, promote="no_worse")
+    assert registry.used == []
+    assert "names a model as the one in use that is not here" in caplog.text
+
+
+def test_on_pictures_without_objects_no_model_earns_its_place(
+    base: Template, worse: Template, site: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    empty = tuple(replace(s, xyxy=s.xyxy[:0], class_id=s.class_id[:0]) for s in site.split("val"))
+    backgrounds = replace(site, splits={**site.splits, "val": empty})
+    for number, data in enumerate((backgrounds, replace(site, annotates=frozenset()))):
+        registry = Registry(tmp_path / str(number))
+        assert take_candidate(base, data, registry, run="x", round=1, promote="no_worse")
+        assert not take_candidate(worse, data, registry, run="x", round=2, promote="no_worse")
+        assert registry.entry(registry.used[0]).round == 1
+    assert "no val or test pictures with objects here to compare it on" in caplog.text
+
+
+def test_a_model_that_computes_no_boxes_is_kept_and_never_used(
+    base: Template, site: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its weights are finite, what they give is not."""
+    blind = replace(site, splits={"train": site.split("train")})
+    huge = {n: np.full_like(a, 3e38) if n.endswith("conv.weight") else a for n, a in base.weights.items()}
+    overflowing = replace(base, weights=Weights(huge))
+    choices: tuple[Promote, ...] = ("no_worse", "always")
+    for promote in choices:
+        registry = Registry(tmp_path / promote)
+        assert not take_candidate(overflowing, blind, registry, run="x", round=1, promote=promote)
+        assert (len(registry.entries()), registry.used) == (1, [])
+    assert "is kept and not used: " in caplog.text
+    assert "fails its test" in caplog.text
+
+
+def test_a_model_that_was_put_to_use_meanwhile_is_what_must_be_reached(
+    base: Template, worse: Template, site: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(tmp_path)
+    take_candidate(worse_of(worse), site, registry, run="x", round=1, promote="always")
+    take_candidate(base, site, registry, run="x", round=2, promote="never")
+    good = next(entry.hash for entry in registry.entries() if entry.round == 2)
+    use, asked = Registry.use, []
+
+    def slowly(self: Registry, name: str, *, instead_of: str | None = None) -> bool:
+        if not asked:
+            asked.append(name)
+            use(self, good)
+        return use(self, name, instead_of=instead_of)
+
+    monkeypatch.setattr(Registry, "use", slowly)
+    assert not take_candidate(worse, site, registry, run="x", round=3, promote="no_worse")
+    assert asked
+    assert registry.used[0] == good
 
 
 Forged = Callable[[Signer, Signer, ModelForm, Weights], tuple[ModelForm, int, Weights, Signature]]
@@ -90,7 +161,7 @@ FORGED: dict[str, tuple[Forged, str]] = {
             form,
             3,
             weights,
-            Signature(certificate=ours.sign(form, 3, weights).certificate, value=theirs.sign(form, 3, weights).value),
+            theirs.sign(form, 3, weights).model_copy(update={"certificate": ours.sign(form, 3, weights).certificate}),
         ),
         "not what was signed",
     ),
@@ -111,12 +182,21 @@ FORGED: dict[str, tuple[Forged, str]] = {
         lambda ours, theirs, form, weights: (form, 3, weights, ours.sign(form, 3, _one_bit_off(weights))),
         "not what was signed: it was changed on its way. Ask for it to be published again.",
     ),
+    "signed for another time": (
+        lambda ours, theirs, form, weights: (
+            form,
+            3,
+            weights,
+            ours.sign(form, 3, weights).model_copy(update={"signed": 1.0}),
+        ),
+        "not what was signed",
+    ),
     "no signature": (
         lambda ours, theirs, form, weights: (
             form,
             3,
             weights,
-            Signature(certificate=ours.sign(form, 3, weights).certificate, value=""),
+            ours.sign(form, 3, weights).model_copy(update={"value": ""}),
         ),
         "not what was signed",
     ),
@@ -125,7 +205,7 @@ FORGED: dict[str, tuple[Forged, str]] = {
             form,
             3,
             weights,
-            Signature(certificate="", value=ours.sign(form, 3, weights).value),
+            ours.sign(form, 3, weights).model_copy(update={"certificate": ""}),
         ),
         "authority does not know",
     ),
@@ -167,8 +247,10 @@ def test_how_much_worse_a_model_may_be_is_said_by_the_site(
     told = re.search(r"mAP50-95 (0\.\d+) on this site's pictures, the model in use (0\.\d+): kept, not", caplog.text)
     assert told
     difference = float(told[2]) - float(told[1])
-    assert not take_candidate(worse, site, registry, run="x", round=2, promote="no_worse", margin=difference - 0.005)
-    assert take_candidate(worse, site, registry, run="x", round=2, promote="no_worse", margin=difference + 0.005)
+    # Others that are as bad: what was here already is not used by itself.
+    for number, (margin, used) in enumerate(((difference - 0.005, False), (difference + 0.005, True))):
+        other = _moved(worse, 1.0001 + number / 1000)
+        assert take_candidate(other, site, registry, run="x", round=3, promote="no_worse", margin=margin) is used
 
 
 def test_without_pictures_to_compare_on_only_the_first_is_used_by_itself(
@@ -180,7 +262,34 @@ def test_without_pictures_to_compare_on_only_the_first_is_used_by_itself(
     assert not take_candidate(worse, blind, registry, run="x", round=2, promote="no_worse")
     assert registry.entry(registry.used[0]).round == 1
     assert f"`manyeyes models promote {registry.entries()[0].hash[:12]}` uses it" in caplog.text
-    assert take_candidate(worse, blind, registry, run="x", round=2, promote="always")
+    assert take_candidate(worse_of(worse), blind, registry, run="x", round=3, promote="always")
+
+
+@pytest.mark.parametrize("promote", ["no_worse", "always"])
+def test_a_model_that_a_person_took_out_of_use_is_not_used_again_by_itself(
+    base: Template, site: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture, promote: Promote
+) -> None:
+    registry = Registry(tmp_path)
+    take_candidate(_moved(base), site, registry, run="x", round=1, signed=100.0, promote="always")
+    take_candidate(base, site, registry, run="x", round=2, signed=200.0, promote="always")
+    first = registry.used[1]
+    roll_back(registry)
+    assert not take_candidate(base, site, registry, run="x", round=2, signed=300.0, promote=promote)
+    assert registry.used == [first]
+    assert "is kept and not used: it was here already, as x, round 2. `manyeyes models promote" in caplog.text
+
+
+@pytest.mark.parametrize("promote", ["no_worse", "always"])
+def test_an_older_model_of_a_run_that_is_handed_over_later_is_not_used_by_itself(
+    base: Template, site: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture, promote: Promote
+) -> None:
+    registry = Registry(tmp_path)
+    take_candidate(base, site, registry, run="x", round=2, signed=200.0, promote="always")
+    assert not take_candidate(_moved(base), site, registry, run="x", round=1, signed=100.0, promote=promote)
+    assert registry.entry(registry.used[0]).signed == 200.0
+    assert "is kept and not used: x, round 2 was signed later, and is here" in caplog.text
+    # Of another run nothing is known that speaks against it.
+    assert take_candidate(_moved(base, 1.0002), site, registry, run="y", round=1, signed=100.0, promote="always")
 
 
 def test_nothing_is_put_in_place_of_what_a_damaged_list_does_not_name(
@@ -205,10 +314,10 @@ def test_where_the_model_in_use_is_damaged_the_one_before_it_is_what_must_be_rea
     assert not take_candidate(worse, site, registry, run="x", round=3, promote="no_worse")
 
 
-def _moved(template: Template) -> Template:
+def _moved(template: Template, factor: float = 1.0001) -> Template:
     """The same model with other bits."""
-    name = next(name for name in template.weights if name.startswith("model.22.cv3"))
-    return replace(template, weights=template.weights.replace({name: template.weights[name] * np.float32(1.0001)}))
+    name = next(name for name in template.weights if name.startswith("model.22.cv2"))
+    return replace(template, weights=template.weights.replace({name: template.weights[name] * np.float32(factor)}))
 
 
 def test_of_the_models_of_runs_only_so_many_are_kept_and_a_bad_one_pushes_no_good_one_out(
@@ -219,7 +328,7 @@ def test_of_the_models_of_runs_only_so_many_are_kept_and_a_bad_one_pushes_no_goo
     model.producer_name = "somebody"
     onnx.save(model, tmp_path / "own.onnx")
     own = registry.add(tmp_path / "own.onnx").hash
-    take_candidate(base, site, registry, run="x", round=1, promote="always", keep=2)
+    take_candidate(_moved(base, 1.0002), site, registry, run="x", round=1, promote="always", keep=2)
     take_candidate(_moved(base), site, registry, run="x", round=2, promote="always", keep=2)
     first, second = registry.used[::-1]
     take_candidate(worse, site, registry, run="x", round=3, promote="no_worse", keep=2)
@@ -256,3 +365,22 @@ def test_a_node_takes_only_what_its_authority_stands_for(base: Template, site: D
     # One without a server keeps nothing, and says so.
     alone = Site("A", site, tmp_path / "state")
     assert read_published(alone(asked(Signer(tmp_path / "ours")), form), base.weights) is False
+
+
+def test_a_picture_that_is_taken_out_while_a_model_is_tested_does_not_cost_the_model(
+    base: Template, scenes: Path, tmp_path: Path
+) -> None:
+    make_authority(tmp_path / "ours", ["localhost"])
+    folder = shutil.copytree(scenes / "a_office", tmp_path / "site")
+    before = load_dataset(folder)
+    before.split("val")[0].image.unlink()
+    seen = iter([before])
+    after = replace(before, splits={**before.splits, "val": before.split("val")[1:]})
+    form, server = (
+        ModelForm.of(base, "first"),
+        LocalServer(tmp_path / "serve", "no_worse", tmp_path / "ours" / AUTHORITY),
+    )
+    node = Site("A", before, tmp_path / "state", server=server, refresh=lambda: next(seen, after))
+    plan = PublishPlan(round=3, signature=Signer(tmp_path / "ours").sign(form, 3, base.weights))
+    answer = node(Request("1", "A", PUBLISH, publish_request(base.weights, plan, base.form_hash)), form)
+    assert read_published(answer, base.weights) is True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,9 +95,23 @@ def test_a_model_that_finds_something_else_is_not_kept(
         onnx.save(model, path)
 
     monkeypatch.setattr(export_module, "_trace_onnx", wrong)
-    with pytest.raises(WeightsError, match="does not find what PyTorch finds"):
+    with pytest.raises(WeightsError, match="does not find what PyTorch finds") as raised:
         export_model(base, tmp_path / "model.onnx")
+    # A node sends the reason to its coordinator, and what is in the site's pictures stays there.
+    assert "pictures" not in raised.value.reason
+    assert re.search(r"these figures \(\d+ boxes in \d+ pictures", str(raised.value))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_that_is_gone_is_named_and_not_the_file_that_was_to_be_written(
+    base: Template, scenes: Path, tmp_path: Path
+) -> None:
+    data = load_dataset(shutil.copytree(scenes / "a_office", tmp_path / "site"))
+    gone = data.split("val")[0].image
+    gone.unlink()
+    with pytest.raises(DataError, match="a picture cannot be read") as raised:
+        export_model(base, tmp_path / "out" / "model.onnx", data=data)
+    assert raised.value.file == str(gone)
 
 
 @pytest.mark.parametrize(

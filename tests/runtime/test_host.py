@@ -289,6 +289,31 @@ def test_one_does_not_go_back_to_a_model_that_fails_now(site: Site, picture: byt
     assert site.registry.used == [site.models[1], site.models[0]]
 
 
+def test_one_that_is_put_to_use_while_another_is_gone_back_to_stays(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = site.host()
+    host.use(site.models[1])
+
+    def meanwhile(engine: Engine) -> Engine:
+        site.registry.use(site.models[2])
+        return engine
+
+    site.wrong[site.models[0]] = meanwhile
+    with pytest.raises(WeightsError, match="another model was put to use meanwhile"):
+        host.roll_back()
+    assert site.registry.wanted == site.models[2]
+
+
+def test_a_host_begins_with_the_first_model_that_passes_its_test(site: Site, picture: bytes) -> None:
+    site.wrong[site.models[0]] = lambda engine: Blind(engine, 0, 1.0)
+    host = Host(site.registry, site.opener, site.models[0], or_else=site.models[1:])
+    assert host.look(picture).engine.model_hash == site.models[1] == site.registry.wanted
+    site.wrong |= dict.fromkeys(site.models, site.wrong[site.models[0]])
+    with pytest.raises(WeightsError, match="fails its test"):
+        Host(site.registry, site.opener, site.models[0], or_else=site.models[1:])
+
+
 def test_the_model_in_use_is_not_opened_again(site: Site) -> None:
     host = site.host()
     engine = host.engine

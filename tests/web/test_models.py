@@ -38,7 +38,7 @@ def filled(onnx_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.producer_name = str(number)
         path = state.parent / f"own_{number}.onnx"
         onnx.save(model, path)
-        made = Made("harbour", number, 0.5 + number / 10, parents) if number else None
+        made = Made("harbour", number, 0.5 + number / 10, parents, 0.4, "test") if number else None
         entry = registry.add(path, label=f"harbour, round {number}" if number else None, made=made)
         parents = (entry.hash,)
     return state
@@ -106,7 +106,14 @@ def _short(hashes: Any) -> list[str]:
 def test_one_model_is_shown_whole(models: Models, hashes: list[str]) -> None:
     code, out, _ = models("show", hashes[1][:8])
     assert code == 0
-    for words in (hashes[1], "never used", "0.600 on this site's validation pictures", hashes[0], "person, car"):
+    for words in (
+        hashes[1],
+        "never used",
+        "0.600 on this site's test pictures",
+        "mAP50-95   0.400",
+        hashes[0],
+        "person, car",
+    ):
         assert words in out
     assert json.loads(models("show", hashes[1][:8], "--json")[1])["label"] == "harbour, round 1"
 
@@ -175,7 +182,7 @@ def test_nothing_is_forgotten_while_it_is_not_known_what_is_in_use(
     for arguments in ((hashes[0],), ("--keep", 1, "--yes")):
         code, _, said = models("forget", *arguments)
         assert (code, "use.json: is damaged. Say which model is to be used" in said) == (2, True)
-    (state / MODELS / "use.json").unlink()
+    put_to_use(state, hashes[3])
     # A damaged one that nobody needs can go as any other.
     (state / MODELS / hashes[0] / "about.json").write_text("{")
     assert models("forget", hashes[0])[0] == 0
@@ -209,7 +216,8 @@ def _write_about(state: Path, name: str, **changes: Any) -> None:
     """As an earlier version wrote it, which said nothing that a change shows by."""
     about = state / MODELS / name / "about.json"
     values = {**json.loads(about.read_text()), **changes}
-    del values["digest"]
+    for key in ("digest", "run", "map50", "parents"):
+        del values[key]
     about.write_text(json.dumps(values))
 
 
@@ -352,7 +360,7 @@ def test_a_list_that_names_what_is_not_here_is_put_right_by_the_server(
         use.write_text(json.dumps([UNKNOWN, hashes[0]]))
         until(lambda: server.client.get(f"{API}/status").json()["taken_back"] == 1)
         assert server.client.get(f"{API}/status").json()["model"] == hashes[1]
-        assert json.loads(use.read_text()) == [hashes[1], hashes[0]]
+        assert Registry(state / MODELS).used == [hashes[1], hashes[0]]
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "about.json"])
@@ -363,6 +371,40 @@ def test_a_server_starts_with_the_model_before_one_that_was_tampered_with(
     _appended(state / MODELS / hashes[1] / file)
     with started(ServeConfig(state=state, threads=1, backend="openvino", precision="fp32")) as server:
         assert server.client.get(f"{API}/status").json()["model"] == hashes[0]
+
+
+def test_a_server_starts_with_the_model_before_one_that_fails_its_test(state: Path, hashes: list[str]) -> None:
+    broken = _no_numbers(state / MODELS / hashes[3] / "model.onnx", state.parent / "broken.onnx")
+    name = Registry(state / MODELS).add(broken).hash
+    put_to_use(state, hashes[0], name)
+    config = ServeConfig(state=state, threads=1, backend="openvino", precision="fp32")
+    with started(config) as server:
+        assert server.client.get(f"{API}/status").json()["model"] == hashes[0]
+    assert Registry(state / MODELS).wanted == hashes[0]
+    # With none before it, that is said.
+    (state / MODELS / "use.json").unlink()
+    put_to_use(state, name)
+    with pytest.raises(WeightsError, match="fails its test"), started(config):
+        pass
+
+
+def test_a_server_follows_on_after_whatever_it_met_in_the_registry(
+    models: Models, state: Path, hashes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_to_use(state, hashes[0])
+    damage, met = Registry.damage, []
+
+    def failing(self: Registry) -> list[WeightsError]:
+        met.append(1)
+        if len(met) == 1:
+            raise OSError("the disk does not answer")
+        return damage(self)
+
+    monkeypatch.setattr(Registry, "damage", failing)
+    with started(ServeConfig(state=state, threads=1, backend="openvino", precision="fp32")) as server:
+        until(lambda: len(met) > 0)
+        models("promote", hashes[1])
+        until(lambda: server.client.get(f"{API}/status").json()["model"] == hashes[1])
 
 
 def test_a_server_does_not_guess_what_a_damaged_list_named(state: Path, hashes: list[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -104,3 +105,32 @@ def test_it_finds_objects_as_soon_as_its_site_has_a_model(onnx_file: Path, scene
             open_edge(ServeConfig(state=tmp_path / "serve")).__enter__()
     with open_edge(ServeConfig(state=tmp_path / "serve", threads=1)) as edge:
         assert edge.host.engine.model_hash == registry.used[0]
+
+
+def test_a_first_model_that_cannot_be_used_does_not_keep_a_later_one_from_being_served(
+    onnx_file: Path, scenes: Path, tmp_path: Path
+) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(onnx_file)
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.dtype == np.float32 and array.ndim == 4:
+            tensor.CopyFrom(numpy_helper.from_array(np.full_like(array, np.nan), tensor.name))
+    onnx.save(model, tmp_path / "broken.onnx")
+    picture = next(scenes.rglob("*.jpg")).read_bytes()
+    registry = Registry(tmp_path / "serve" / MODELS)
+    registry.use(registry.add(tmp_path / "broken.onnx").hash)
+    with (
+        node_page(NodeStatus("A", not_ready=None), 0, tmp_path / "serve", threads=1) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client,
+    ):
+        time.sleep(1)
+        good = registry.add(onnx_file).hash
+        registry.use(good)
+        until = time.monotonic() + 60
+        while (answer := client.post("/api/v1/detect", content=picture)).status_code == 404:
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        assert answer.json()["model"] == good

@@ -1162,9 +1162,19 @@ export interface components {
             run: string | null;
             /**
              * Map50
-             * @description mAP50 on this site's validation pictures when it came
+             * @description mAP50 on this site's pictures when it came
              */
             map50: number | null;
+            /**
+             * Map50 95
+             * @description mAP50-95 on the same pictures, by which it was compared
+             */
+            map50_95: number | null;
+            /**
+             * Split
+             * @description the pictures that it was tested on
+             */
+            split: ("val" | "test") | null;
             /**
              * Parents
              * @description hashes of the models here that it was made from

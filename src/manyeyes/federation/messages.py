@@ -55,7 +55,7 @@ __all__ = [
     "update_reply",
 ]
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 FIT = "fit"
 EVALUATE = "evaluate"
 PUBLISH = "publish"
@@ -99,12 +99,14 @@ class Signature(BaseModel):
 
     Attributes:
         certificate: of who signed, PEM.
+        signed: when, in seconds since 1970; part of what is signed.
         value: ECDSA with SHA-256; of what, signature.py says, base64.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     certificate: str = Field(max_length=20_000)
+    signed: float = Field(ge=0, le=1e11)
     value: str = Field(max_length=1_000)
 
 

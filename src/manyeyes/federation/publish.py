@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from manyeyes.errors import ProtocolError
+from manyeyes.errors import Interrupted, ManyeyesError, ProtocolError
 from manyeyes.federation.form import ModelForm
 from manyeyes.federation.messages import PUBLISH, PublishPlan, publish_request, read_published
 from manyeyes.federation.signature import Signer
@@ -34,7 +34,8 @@ def publish(
 ) -> None:
     """Hand a model to all nodes that are online, and wait until each has said whether its site uses it.
 
-    Nothing of the run depends on it: whoever is not there, refuses or takes too long is named in the log.
+    Nothing of the run depends on it: whoever is not there, refuses or takes too long is named in the log, and so is why
+    nobody could be asked.
 
     Args:
         transport: reaches the nodes.
@@ -45,6 +46,24 @@ def publish(
         stop: asked every second.
         patience: seconds.
     """
+    try:
+        _hand_over(transport, form, weights, round, signer, emit, stop, patience)
+    except Interrupted:
+        raise
+    except ManyeyesError as error:  # the run is over and its model kept
+        emit("warning", round=round, reason=f"the model was not handed to the nodes: {error.reason}")
+
+
+def _hand_over(
+    transport: Transport,
+    form: ModelForm,
+    weights: Weights,
+    round: int,
+    signer: Signer,
+    emit: Emit,
+    stop: Stop,
+    patience: float,
+) -> None:
     plan = PublishPlan(round=round, signature=signer.sign(form, round, weights))
     record = publish_request(weights, plan, weights.form_hash)
     requests = [Request(f"publish-{round}-{node}", node, PUBLISH, record) for node in transport.nodes()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -24,7 +24,9 @@ from manyeyes.weights import Weights
 
 __all__ = ["Signer", "check_signature"]
 
-_KIND = "manyeyes model 1"
+_KIND = "manyeyes model 2"
+# Clocks of small machines are wrong by hours, seldom by more.
+_CLOCKS_APART = timedelta(days=1)
 
 
 class Signer:
@@ -43,10 +45,11 @@ class Signer:
         certificate = read_certificate(state / SERVER)
         self._certificate = certificate.public_bytes(serialization.Encoding.PEM).decode()
 
-    def sign(self, form: ModelForm, round: int, weights: Weights) -> Signature:
-        """For the weights of a run after so many rounds."""
-        value = self._key.sign(_statement(form, round, weights), ec.ECDSA(hashes.SHA256()))
-        return Signature(certificate=self._certificate, value=base64.b64encode(value).decode())
+    def sign(self, form: ModelForm, round: int, weights: Weights, *, now: datetime | None = None) -> Signature:
+        """For the weights of a run after so many rounds; `now` is for tests."""
+        signed = (now or datetime.now(UTC)).timestamp()
+        value = self._key.sign(_statement(form, round, weights, signed), ec.ECDSA(hashes.SHA256()))
+        return Signature(certificate=self._certificate, signed=signed, value=base64.b64encode(value).decode())
 
 
 def check_signature(
@@ -67,8 +70,8 @@ def check_signature(
         now: for tests.
 
     Raises:
-        UpdateRefusedError: the certificate is not of the authority or not valid now, or the signature is of something
-            else.
+        UpdateRefusedError: the certificate is not of the authority, or one of the two is not valid now; or the
+            signature is of something else, or of a time that has not come.
         ConfigError: the authority's certificate cannot be read.
     """
     issuer, now = read_certificate(authority), now or datetime.now(UTC)
@@ -80,23 +83,43 @@ def check_signature(
             "the model is signed by somebody whom this site's authority does not know",
             cure="If the coordinator has a new authority, ask its operator for ca.crt (`authority` in node.yaml).",
         ) from error
-    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+    if not _is_valid(issuer, now):
+        raise UpdateRefusedError(
+            "the certificate of this site's authority is not valid now",
+            cure="Ask the coordinator's operator for a new ca.crt (`authority` in node.yaml), and look at the clock.",
+        )
+    if not _is_valid(certificate, now):
         raise UpdateRefusedError(
             "the certificate that the model is signed with is not valid now", cure="manyeyes coordinator renew"
+        )
+    if signature.signed > (now + _CLOCKS_APART).timestamp():
+        raise UpdateRefusedError(
+            "the model is signed for a time that has not come yet",
+            cure="Set the clocks of the coordinator and of this machine.",
         )
     key = certificate.public_key()
     try:
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise ValueError("another kind of key")
         value = base64.b64decode(signature.value, validate=True)
-        key.verify(value, _statement(form, round, weights), ec.ECDSA(hashes.SHA256()))
+        key.verify(value, _statement(form, round, weights, signature.signed), ec.ECDSA(hashes.SHA256()))
     except (ValueError, binascii.Error, InvalidSignature) as error:
         raise UpdateRefusedError(
             "the model is not what was signed: it was changed on its way", cure="Ask for it to be published again."
         ) from error
 
 
-def _statement(form: ModelForm, round: int, weights: Weights) -> bytes:
-    # Sorted, and with the hash of every name, shape and number.
-    said = {"kind": _KIND, **form.model_dump(mode="json"), "round": round, "weights": weights.value_hash}
+def _is_valid(certificate: x509.Certificate, now: datetime) -> bool:
+    return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
+
+
+def _statement(form: ModelForm, round: int, weights: Weights, signed: float) -> bytes:
+    # Sorted, and with the hash of every name, shape and number. The time shows what is handed over once more.
+    said = {
+        "kind": _KIND,
+        **form.model_dump(mode="json"),
+        "round": round,
+        "weights": weights.value_hash,
+        "signed": signed,
+    }
     return json.dumps(said, sort_keys=True).encode()

@@ -103,15 +103,15 @@ class Site:
         else:
             self._check_traffic(_ANSWER_BYTES + _BYTES_PER_CLASS * len(form.names))
         client = self._client(form, data)
-        if request.kind == PUBLISH:
-            return self._publish(request.record, form, client.learner.template, data)
         began = time.monotonic()
         try:
+            if request.kind == PUBLISH:
+                return self._publish(request.record, form, client.learner.template, data)
             record = client.handle(request, self._guard)
         except DataError:
             if self._refresh() is data:
                 raise
-            # Somebody took a picture out that was being trained on: the request holds for those that are left.
+            # Somebody took a picture out that was being trained or tested on: the request holds for those left.
             return self(request, form, counted)
         if request.kind == FIT and self._work:
             self._seconds_per_work = (time.monotonic() - began) / self._work
@@ -128,6 +128,7 @@ class Site:
             Registry(self._server.state / MODELS),
             run=form.run,
             round=plan.round,
+            signed=plan.signature.signed,
             promote=self._server.promote,
             margin=self._server.margin,
             keep=self._server.keep,

@@ -34,6 +34,7 @@ from manyeyes.datasets.scenes import write_scenes
 from manyeyes.errors import ConfigError, DataError, ResourceError, WeightsError
 from manyeyes.learners.learner import Metrics, Template
 from manyeyes.learners.parity import TOLERANCES, Parity, TorchNetwork, as_input, compare, measure
+from manyeyes.learners.pictures import picture_bytes
 from manyeyes.runtime.engine import Precision
 from manyeyes.runtime.model_file import METADATA, OPENVINO_XML, ModelInfo
 from manyeyes.runtime.network import Network
@@ -142,7 +143,7 @@ def export_model(
         ConfigError: format and precision do not go together, or int8 without pictures.
         ResourceError: what makes this format is not installed, or `out` exists or cannot be written.
         WeightsError: the exported model finds something else, or loses more than `max_drop`.
-        DataError: there are no pictures to calibrate or test with.
+        DataError: there are no pictures to calibrate or test with, or one cannot be read.
     """
     precision = "fp32" if precision == "auto" else precision
     _check_possible(format, precision, data)
@@ -214,7 +215,7 @@ class _Work:
     def pictures(self) -> list[Decoded]:
         """Pictures to compare on."""
         if self.data is not None:
-            return [decode(sample.image.read_bytes()) for sample in _some(self.split("val", "test"), _CHECKED)]
+            return [decode(picture_bytes(sample.image)) for sample in _some(self.split("val", "test"), _CHECKED)]
         with tempfile.TemporaryDirectory() as folder:
             write_scenes(Path(folder), images=10, imgsz=min(self.imgsz, 640), seed=1)
             return [decode(path.read_bytes()) for path in _some(find_pictures(Path(folder)), _CHECKED)]
@@ -230,8 +231,9 @@ class _Work:
         parity = compare(self.reference, network, pictures or self.pictures(), tolerance, self.imgsz)
         if not parity.within(tolerance):
             raise WeightsError(
-                f"the exported model does not find what PyTorch finds ({parity}), so it was not kept",
-                cure="Report this with the model; another --format may do.",
+                # Without figures: a node tells its coordinator the reason, and they are of the site's pictures.
+                "the exported model does not find what PyTorch finds, so it was not kept",
+                cure=f"Report this with the model and these figures ({parity}); another --format may do.",
             )
         return parity
 
@@ -337,7 +339,7 @@ def _quantised(work: _Work, model: Any) -> Any:
     work.tell(f"quantising on {len(samples)} pictures of this site")
 
     def as_read(sample: Sample) -> NDArray[np.float32]:
-        picture = decode(sample.image.read_bytes(), work.imgsz)
+        picture = decode(picture_bytes(sample.image), work.imgsz)
         geometry = Geometry.of(picture.size, work.imgsz)
         canvas = Canvas(geometry.canvas)
         canvas.show(picture.picture, geometry)

@@ -15,6 +15,7 @@ from manyeyes.datasets.sample import Sample
 from manyeyes.learners.average_precision import average_precision, box_iou
 from manyeyes.learners.learner import Metrics, Template
 from manyeyes.learners.models import module_of, put
+from manyeyes.learners.pictures import picture_bytes
 from manyeyes.runtime.engine import Engine
 from manyeyes.runtime.model_file import ModelInfo
 from manyeyes.runtime.network import Network
@@ -176,7 +177,10 @@ def measure(network: Network, samples: Sequence[Sample], annotates: frozenset[in
         samples: pictures with the model's class ids.
         annotates: classes that somebody looked for in them.
         imgsz: long side in pixels.
+
+    Raises:
+        DataError: a picture is gone, or is none.
     """
     engine = Engine(network, "", imgsz)
-    found = [engine.predict(sample.image.read_bytes(), min_score=0.001) for sample in samples]
+    found = [engine.predict(picture_bytes(sample.image), min_score=0.001) for sample in samples]
     return average_precision(found, samples, network.info.names, annotates)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from manyeyes.datasets.pictures import to_eight_bits
 from manyeyes.errors import DataError
 
-__all__ = ["PictureCache", "read_picture", "resize_long_side"]
+__all__ = ["PictureCache", "picture_bytes", "read_picture", "resize_long_side"]
 
 Picture = NDArray[np.uint8]
 
@@ -30,6 +30,18 @@ def read_picture(path: Path) -> Picture:
     if picture is None:
         raise DataError("cannot be decoded as a picture", file=path, cure="Mend it, or leave it out: --skip-broken.")
     return to_eight_bits(picture)
+
+
+def picture_bytes(path: Path) -> bytes:
+    """What is in a picture's file.
+
+    Raises:
+        DataError: it is gone, or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"a picture cannot be read ({error.strerror})", file=path) from error
 
 
 def resize_long_side(picture: Picture, side: int) -> Picture:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from manyeyes.errors import ManyeyesError, WeightsError
-from manyeyes.registry import FIRST, Entry, Registry
+from manyeyes.registry import Entry, Registry, used_meanwhile
 from manyeyes.runtime.beside import Beside
 from manyeyes.runtime.engine import Engine, Found, Scene
 from manyeyes.runtime.vision import MAX_IOU, MOST_PIXELS, Decoded, Picture, decode
@@ -77,24 +77,33 @@ class Host:
         opener: opens one.
         model: hash of the one to begin with.
         night: of another one, and when it looks.
+        or_else: hashes of those to begin with where that one cannot be opened or fails its test, in this order.
 
     Raises:
-        ManyeyesError: a model cannot be opened, or fails its test.
+        ManyeyesError: no model, or not that for the night, can be opened and passes its test.
     """
 
-    def __init__(self, registry: Registry, opener: Opener, model: str, night: Night | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        opener: Opener,
+        model: str,
+        night: Night | None = None,
+        *,
+        or_else: Sequence[str] = (),
+    ) -> None:
         self.registry = registry
         self._opener = opener
         self._night = night
         self._changing = threading.Lock()
-        self._serving = _Serving(self._ready(model))
+        self._serving = _Serving(self._first_ready([model, *or_else]))
         self._night_engine = self._ready(night.model) if night else None
         self._beside = Beside(opener)
         self._forced: Scene | None = None
         self.changes = 0
         self.taken_back = 0
-        if registry.used[:1] != [model]:
-            registry.use(model)
+        if registry.used[:1] != [self.in_use]:
+            registry.use(self.in_use)
 
     @property
     def engine(self) -> Engine:
@@ -222,25 +231,33 @@ class Host:
                 self._change(entry, self._ready(wanted, like=now))
             except ManyeyesError as error:
                 _log.warning("model %s is not used: %s", wanted[:12], error)
-                self.taken_back += 1
-                self.registry.drop_used(wanted, back_to=now.model_hash)
+                self._not_used(wanted, now.model_hash)
 
     def roll_back(self) -> Entry:
         """Change to the model that was used before this one.
 
         Raises:
-            WeightsError: there was none.
+            WeightsError: there was none, or another model was put to use meanwhile.
             ManyeyesError: it cannot be opened or fails its test; the present one stays.
         """
         with self._changing:
-            previous = self.registry.previous
-            if previous is None:
-                raise WeightsError(FIRST)
+            wanted, previous = self.registry.to_go_back()
             fresh = self._ready(previous, like=self._serving.engine)
-            self.registry.drop_used()
+            if not self.registry.drop_used(wanted, back_to=previous):
+                raise used_meanwhile()
             self._serving = _Serving(fresh)
             self.changes += 1
             return self.registry.entry(previous)
+
+    def _first_ready(self, models: Sequence[str]) -> Engine:
+        failed: list[ManyeyesError] = []
+        for model in models:
+            try:
+                return self._ready(model)
+            except ManyeyesError as error:
+                _log.warning("model %s is not used: %s", model[:12], error)
+                failed.append(error)
+        raise failed[0]
 
     def _ready(self, model: str, like: Engine | None = None) -> Engine:
         """An engine that passed its test, warm for what pictures have come lately."""
@@ -293,11 +310,14 @@ class Host:
                 return
             _log.exception("model %s fails: back to the former one", serving.engine.model_hash[:12])
             self._serving = serving.before
-            self.taken_back += 1
-            try:
-                self.registry.drop_used(serving.engine.model_hash, back_to=serving.before.engine.model_hash)
-            except ManyeyesError as error:  # a full disk is no reason not to answer
-                _log.warning("it will be tried again after the next start: %s", error)
+            self._not_used(serving.engine.model_hash, serving.before.engine.model_hash)
+
+    def _not_used(self, model: str, back_to: str) -> None:
+        self.taken_back += 1
+        try:
+            self.registry.drop_used(model, back_to=back_to)
+        except ManyeyesError as error:  # a full disk is no reason not to answer
+            _log.warning("it will be tried again after the next start: %s", error)
 
 
 def self_test(engine: Engine) -> None:

@@ -77,11 +77,16 @@ def file_hash(path: Path) -> str:
     """SHA-256 over the files of a model, in hexadecimal.
 
     Raises:
-        WeightsError: a file is missing.
+        WeightsError: a file is missing, or cannot be read.
     """
     digest = hashlib.sha256()
-    for part in parts_of(path):
-        with part.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
+    try:
+        for part in parts_of(path):
+            with part.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+    except OSError as error:
+        raise WeightsError(
+            f"cannot be read ({error.strerror})", file=path, cure="See to its permissions, and to the disk."
+        ) from error
     return digest.hexdigest()

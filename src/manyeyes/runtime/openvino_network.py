@@ -60,7 +60,7 @@ class OpenVinoNetwork:
                 self._model = self._core.read_model(path.read_bytes())
             else:
                 self._model = self._core.read_model(path / OPENVINO_XML)
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
             raise WeightsError("cannot be opened by OpenVINO", file=path) from error
         self.info = ModelInfo.read(_metadata(self._model), path)
         self.precision = "int8" if self.info.precision == "int8" else precision

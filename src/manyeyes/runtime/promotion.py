@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from manyeyes.errors import WeightsError
-from manyeyes.registry import FIRST, Entry, Registry
+from manyeyes.registry import Entry, Registry, used_meanwhile
 from manyeyes.runtime.engine import Engine
 from manyeyes.runtime.host import self_test
 from manyeyes.runtime.openvino_network import OpenVinoNetwork
 
-__all__ = ["promote", "roll_back"]
+__all__ = ["promote", "roll_back", "tested"]
 
 
 def promote(registry: Registry, name: str) -> Entry:
@@ -24,7 +23,7 @@ def promote(registry: Registry, name: str) -> Entry:
         WeightsError: there is none, or it was changed, or it fails its test; all stays as it is.
         ResourceError: the registry cannot be written.
     """
-    entry = _tested(registry, name)
+    entry = tested(registry, name)
     registry.use(entry.hash)
     return entry
 
@@ -33,17 +32,23 @@ def roll_back(registry: Registry) -> Entry:
     """Put the model to use again that was used before; the present one is still there, and counts as not used.
 
     Raises:
-        WeightsError: there was none, or it was changed, or it fails its test; all stays as it is.
+        WeightsError: there was none, or it was changed, or it fails its test, or another model was put to use while it
+            was tested; all stays as it is.
         ResourceError: the registry cannot be written.
     """
-    if registry.previous is None:
-        raise WeightsError(FIRST)
-    entry, present = _tested(registry, registry.previous), registry.wanted
-    registry.drop_used(present, back_to=entry.hash)
+    wanted, previous = registry.to_go_back()
+    entry = tested(registry, previous)
+    if not registry.drop_used(wanted, back_to=entry.hash):
+        raise used_meanwhile()
     return entry
 
 
-def _tested(registry: Registry, name: str) -> Entry:
+def tested(registry: Registry, name: str) -> Entry:
+    """A model of a registry whose files are whole and that finds boxes.
+
+    Raises:
+        WeightsError: there is none, or it was changed, or it fails its test.
+    """
     entry = registry.entry(name)
     self_test(Engine(OpenVinoNetwork(registry.path(entry.hash), precision="fp32", threads=1), entry.hash))
     return entry

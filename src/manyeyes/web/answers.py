@@ -122,7 +122,9 @@ class ModelAnswer(_Answer):
     round: int | None = Field(description="of the run it was made in")
     origin: Literal["federation", "file"] = Field(description="file: somebody put it here, at this machine")
     run: str | None = Field(description="of the federation")
-    map50: float | None = Field(description="mAP50 on this site's validation pictures when it came")
+    map50: float | None = Field(description="mAP50 on this site's pictures when it came")
+    map50_95: float | None = Field(description="mAP50-95 on the same pictures, by which it was compared")
+    split: Literal["val", "test"] | None = Field(description="the pictures that it was tested on")
     parents: list[str] = Field(description="hashes of the models here that it was made from")
     promoted: bool = Field(description="whether it was ever put to use")
     in_use: bool
@@ -149,6 +151,8 @@ class ModelAnswer(_Answer):
             origin=entry.origin,
             run=entry.run,
             map50=entry.map50,
+            map50_95=entry.map50_95,
+            split=entry.split,
             parents=list(entry.parents),
             promoted=entry.hash in used,
             in_use=entry.hash == in_use,

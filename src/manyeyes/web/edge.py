@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Set
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
@@ -23,7 +23,7 @@ import anyio.to_thread
 from starlette.exceptions import HTTPException
 
 from manyeyes.datasets.overlay import OVERLAY, Overlay
-from manyeyes.errors import ConfigError, DataError, ManyeyesError, WeightsError
+from manyeyes.errors import ConfigError, DataError, ManyeyesError
 from manyeyes.federation.hours import DayHours
 from manyeyes.one_process import one_process
 from manyeyes.registry import MODELS, Held, Registry
@@ -180,6 +180,8 @@ class Edge(Door):
                 self.host.follow()
             except ManyeyesError as error:
                 _log.warning("the registry: %s", error)
+            except Exception:  # noqa: BLE001 - whatever lies in that folder, a later model must be seen
+                _log.exception("the registry cannot be followed; it is tried again")
             if self._ended.wait(_FOLLOW_SECONDS):
                 return
 
@@ -267,24 +269,22 @@ def open_edge(config: ServeConfig, also: Mapping[str, State] = MappingProxyType(
 
 def _opened(config: ServeConfig, also: Mapping[str, State]) -> Iterator[Edge]:
     registry = Registry(config.state / MODELS)
-    chosen = registry.add(config.model).hash if config.model else _last_used(registry)
+    chosen = [registry.add(config.model).hash] if config.model else _last_used(registry)
     night, second = _night(config, registry), _second(config, registry)
     models: dict[Held, str | None] = {"night": night.model if night else None, "second opinion": second}
     registry.hold({what: name for what, name in models.items() if name})
-    host = Host(registry, partial(_open, config, registry), chosen, night)
+    host = Host(registry, partial(_open, config, registry), chosen[0], night, or_else=chosen[1:])
     with ExitStack() as stack:
         history = History(config.state, config.limits.history)
         stack.callback(history.close)
         yield Edge(config, registry, host, history, stack, also, second)
 
 
-def _last_used(registry: Registry) -> str:
-    """The model in use, or else the one used before it whose files are whole."""
+def _last_used(registry: Registry) -> list[str]:
+    """The model in use, and those used before it."""
+    if used := registry.used:
+        return used
     registry.check_used()
-    for name in registry.used:
-        with suppress(WeightsError):
-            registry.path(name)
-            return name
     raise next(
         iter(registry.damage()),
         ConfigError("no model is named, and none was used before", key="model", cure="manyeyes serve MODEL"),

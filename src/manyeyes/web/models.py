@@ -65,6 +65,7 @@ def show_models(answers: Iterable[ModelAnswer], damage: Iterable[WeightsError], 
 
 def show_model(answer: ModelAnswer, console: Console) -> None:
     """All that is known of one model, a line each."""
+    pictures = "test pictures" if answer.split == "test" else "validation pictures"
     lines = {
         "hash": answer.hash,
         "state": _state(answer) or "never used",
@@ -72,7 +73,8 @@ def show_model(answer: ModelAnswer, console: Console) -> None:
         "origin": answer.origin,
         "run": answer.run,
         "round": answer.round,
-        "mAP50": _score(answer.map50) and f"{_score(answer.map50)} on this site's validation pictures when it came",
+        "mAP50": _score(answer.map50) and f"{_score(answer.map50)} on this site's {pictures} when it came",
+        "mAP50-95": _score(answer.map50_95),
         "made from": ", ".join(answer.parents),
         "added": datetime.fromtimestamp(answer.added).isoformat(sep=" ", timespec="seconds"),
         "size": format_bytes(answer.bytes),

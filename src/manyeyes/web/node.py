@@ -247,17 +247,20 @@ def _finding(status: NodeStatus, page: _Page, config: ServeConfig | None, events
 
 def _find(status: NodeStatus, page: _Page, config: ServeConfig, events: Events, ended: threading.Event) -> None:
     registry, plain = Registry(config.state / MODELS), page.app
-    while not (registry.used or config.model):
+    tried: tuple[int, ...] | None = None
+    while True:
+        try:
+            # A model that cannot be used is followed by one that can, which another version of the registry tells.
+            if (registry.used or config.model) and tried != (tried := registry.version):
+                with open_edge(config, _states(status)) as edge:
+                    page.app = node_app(status, edge)
+                    events.close()  # whoever listens comes again, and finds the model
+                    ended.wait()
+                    page.app = plain
+        except ManyeyesError as error:  # `manyeyes serve` may have the folder; the node trains all the same
+            _log.warning("objects are not looked for here: %s", error)
         if ended.wait(_FIRST_MODEL_SECONDS):
             return
-    try:
-        with open_edge(config, _states(status)) as edge:
-            page.app = node_app(status, edge)
-            events.close()  # whoever listens comes again, and finds the model
-            ended.wait()
-            page.app = plain
-    except ManyeyesError as error:  # `manyeyes serve` may have the folder; the node trains all the same
-        _log.warning("objects are not looked for here: %s", error)
 
 
 class _NodeCollector(Collector):
