@@ -250,15 +250,13 @@ def of_contribution(name: str, cells: dict[str, Cell]) -> list[str]:
     ]
     for how in contribution.SPOILS:
         runs = [cell["samples"][how]["contribution"]["weights"] for cell in cells.values()]
-        for who, counted in (
-            (f"with wrong {how}", lambda weights: weights[contribution.WRONG]),
-            (
-                "the others then",
-                lambda weights: statistics.mean(w for site, w in weights.items() if site != contribution.WRONG),
-            ),
-        ):
-            means = [statistics.mean(counted(run[number]) for run in runs) for number in rounds]
-            lines.append(f"| {who} | {' | '.join(f'{value:.2f}' for value in means)} |")
+        wrong = [statistics.mean(run[number][contribution.WRONG] for run in runs) for number in rounds]
+        lines.append(f"| with wrong {how} | {' | '.join(f'{value:.2f}' for value in wrong)} |")
+        good = [
+            statistics.mean(w for run in runs for site, w in run[number].items() if site != contribution.WRONG)
+            for number in rounds
+        ]
+        lines.append(f"| the others then | {' | '.join(f'{value:.2f}' for value in good)} |")
     return [*lines, ""]
 
 
