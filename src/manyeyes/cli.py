@@ -263,7 +263,11 @@ def advise(
         Console(stderr=True).print(f"Written. Go on with: {command}", highlight=False, markup=False, soft_wrap=True)
 
 
-@app.command(epilog="Example: `manyeyes run configs/streets.yaml --set train.freeze=22 --set name=streets-head`")
+@app.command(
+    epilog="Examples: `manyeyes run configs/streets.yaml --set train.freeze=22 --set name=streets-head`  ·  "
+    "`manyeyes run configs/streets.yaml --engine simulation --set federation.simulation.nodes=1000 "
+    "--set federation.fraction=0.05 --set 'compare=[together]'` (docs/scale.md)"
+)
 def run(
     config: Annotated[Path, typer.Argument(help="A configuration file; see configs/.", show_default=False)],
     overrides: Overrides = [],  # noqa: B006 - Typer copies it

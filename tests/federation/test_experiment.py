@@ -212,6 +212,18 @@ def test_a_plan_is_tried_on_virtual_nodes_of_the_sites_pictures(write_config: Wr
         )
 
 
+@pytest.mark.parametrize(("nodes", "at_once"), [(1000, 256), (200, 200)])
+def test_more_nodes_at_work_than_fit_into_memory_are_refused(
+    write_config: WriteConfig, nodes: int, at_once: int
+) -> None:
+    federation = {"engine": "simulation", "simulation": {"nodes": nodes, "processes": 256}}
+    config = load_config(write_config(federation=federation), ["train.imgsz=1024", "train.batch=8"])
+    with pytest.raises(ResourceError, match=f"GB are free for each of {at_once} processes") as caught:
+        launch(config, quiet=True)
+    assert "as federation.simulation.processes" in str(caught.value)
+    assert not config.run_folder.exists()
+
+
 @pytest.mark.slow
 def test_sites_at_work_at_the_same_time_end_in_the_same_bits(write_config: WriteConfig) -> None:
     hashes = []

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -106,8 +107,42 @@ def test_a_defect_keeps_its_traceback() -> None:
 
 
 def test_a_process_that_the_system_ends_is_told() -> None:
-    with pytest.raises(RunError, match=r"row pooled ended without a word \(exit code -9\)(.|\n)*rows_at_once"):
+    with pytest.raises(RunError, match=r"row pooled ended without a word \(SIGKILL\)(.|\n)*rows_at_once"):
         run_side_by_side({"pooled": vanish}, 2, Heard(), never)
+
+
+def heavy(ballast: bytes, row: str, emit: Emit, stop: Stop) -> None:
+    count(2, row, emit, stop)
+
+
+def run_while_a_signal_comes(number: signal.Signals) -> Heard:
+    """A row whose job does not fit into a pipe, as one with a model does not, and whose process gets a signal early."""
+    heard = Heard()
+    before = set(psutil.Process().children())
+
+    def send() -> None:
+        while not (new := [p for p in set(psutil.Process().children()) - before if "spawn_main" in str(p.cmdline())]):
+            time.sleep(0.001)
+        new[0].send_signal(number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        run_side_by_side({"pooled": partial(heavy, bytes(12_000_000), "pooled")}, 1, heard, never)
+    finally:
+        sender.join()
+    return heard
+
+
+def test_a_process_that_is_ended_while_it_starts_is_told_too() -> None:
+    with pytest.raises(RunError, match=r"row pooled ended without a word \(SIGKILL\)"):
+        run_while_a_signal_comes(signal.SIGKILL)
+    assert_no_process_is_left()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_starts_leaves_signals_to_the_main_process(number: signal.Signals) -> None:
+    assert len(run_while_a_signal_comes(number).of("pooled")) == 2
 
 
 def test_a_signal_lets_every_row_keep_its_state() -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,17 +91,17 @@ def test_a_virtual_node_holds_the_same_pictures_whenever_it_is_made(tmp_path: Pa
 
 @dataclass(frozen=True)
 class Failing:
-    """Nodes of which one refuses, one has a defect, and one takes its process with it."""
+    """Nodes of which one refuses, one has a defect, and two take their process with them: always, and once."""
 
     folder: Path
 
     def __call__(self, node_id: str) -> Client:
-        return Client(node_id, _Faulty(node_id), SITES["A"], self.folder / node_id)
+        return Client(node_id, _Faulty(node_id, self.folder / "stumbled"), SITES["A"], self.folder / node_id)
 
 
 class _Faulty(LinearLearner):
-    def __init__(self, node: str) -> None:
-        self.node = node
+    def __init__(self, node: str, stumbled: Path) -> None:
+        self.node, self.stumbled = node, stumbled
 
     def fit(self, weights: Any, data: Any, plan: FitPlan, *arguments: Any) -> Update:  # type: ignore[override]
         if self.node == "refuses":
@@ -106,19 +110,136 @@ class _Faulty(LinearLearner):
             raise ZeroDivisionError("by zero")
         if self.node == "dies":
             os._exit(9)
+        if self.node == "stumbles" and not self.stumbled.exists():
+            self.stumbled.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().fit(weights, data, plan, *arguments)
 
 
 def test_what_fails_at_one_node_is_said_and_the_round_goes_on(tmp_path: Path) -> None:
     log = Log()
-    with SimulationTransport(["breaks", "dies", "fine", "refuses"], Failing(tmp_path), processes=2) as transport:
+    nodes = ["breaks", "dies", "fine", "refuses", "stumbles"]
+    with SimulationTransport(nodes, Failing(tmp_path), processes=2) as transport:
         hold(tmp_path, transport=transport, emit=log, rounds=2)
     assert {e["node"]: e["reason"] for e in log.of("update_refused")} == {
         "breaks": "ZeroDivisionError: by zero",
-        "dies": "its process ended without a word (exit code 9)",
+        "dies": "its process ended without a word, twice (exit code 9);"
+        " where memory is short, lower federation.simulation.processes",
         "refuses": "no pictures",
     }
-    assert [e["node"] for e in log.of("update_received")] == ["fine", "fine"]
+    assert sorted(e["node"] for e in log.of("update_received")) == ["fine", "fine", "stumbles", "stumbles"]
+
+
+@dataclass(frozen=True)
+class Heavy:
+    """Nodes whose maker does not fit into a pipe, as one with a model does not; its processes need a while to read."""
+
+    folder: Path
+    seconds: float = 0.0
+    ballast: bytes = bytes(12_000_000)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        time.sleep(state["seconds"])
+        self.__dict__.update(state)
+
+    def __call__(self, node_id: str) -> Client:
+        return Client(node_id, LinearLearner(), SITES["A"], self.folder / node_id)
+
+
+def workers() -> set[psutil.Process]:
+    return {child for child in psutil.Process().children() if any("spawn_main" in word for word in child.cmdline())}
+
+
+def to_the_next_worker(number: signal.Signals) -> threading.Thread:
+    """Sends a signal to the process that is begun next, as soon as there is one."""
+    before = workers()
+
+    def send() -> None:
+        while not (new := workers() - before):
+            time.sleep(0.001)
+        new.pop().send_signal(number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_a_process_that_starts_costs_nothing(
+    tmp_path: Path, number: signal.Signals, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = Log()
+    with SimulationTransport("AB", Heavy(tmp_path), processes=1) as transport:
+        sender = to_the_next_worker(number)
+        hold(tmp_path, transport=transport, emit=log, rounds=1)
+    sender.join()
+    assert sorted(e["node"] for e in log.of("update_received")) == ["A", "B"]
+    # Only what cannot be ignored ends a process.
+    assert ("is asked again" in caplog.text) == (number == signal.SIGKILL)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_idle_process_that_is_killed_costs_no_update(tmp_path: Path) -> None:
+    class Killer(Log):
+        def __call__(self, event: str, **fields: Any) -> None:
+            super().__call__(event, **fields)
+            if event == "round_finished":
+                for worker in workers():
+                    worker.kill()
+
+    log = Killer()
+    with SimulationTransport("AB", Heavy(tmp_path), processes=2) as transport:
+        hold(tmp_path, transport=transport, emit=log, rounds=2, min_nodes=2)
+    assert not log.of("update_refused")
+    assert len(log.of("update_received")) == 4
+
+
+def test_processes_start_side_by_side_and_nobody_waits_for_them(tmp_path: Path) -> None:
+    with SimulationTransport("ABCD", Heavy(tmp_path, seconds=4.0), processes=4) as transport:
+        transport.send([Request(node, node, "fit", Record()) for node in "ABCD"])
+        began = time.monotonic()
+        assert transport.receive(0.5) == []
+        assert time.monotonic() - began < 2.0
+        answered: list[str] = []
+        while len(answered) < 4:
+            answered += [reply.node_id for reply in transport.receive(1.0)]
+    assert sorted(answered) == list("ABCD")
+    # One after the other they would need 16 s.
+    assert time.monotonic() - began < 12.0
+
+
+def test_tests_go_before_fits_that_nobody_has_begun(tmp_path: Path) -> None:
+    with SimulationTransport("ABCD", Heavy(tmp_path), processes=1) as transport:
+        kinds = {"A": "fit", "B": "fit", "C": "evaluate", "D": "evaluate"}
+        transport.send([Request(node, node, kind, Record()) for node, kind in kinds.items()])
+        answered = [reply.node_id for _ in kinds for reply in transport.receive(30.0)]
+    assert answered == ["C", "D", "A", "B"]
+
+
+def test_processes_at_work_end_when_their_main_process_was_killed(tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        "from pathlib import Path\n"
+        "from federation.test_simulation import Sleeping\n"
+        "from manyeyes.federation.simulation import SimulationTransport\n"
+        "from manyeyes.federation.transport import Record, Request\n"
+        "if __name__ == '__main__':\n"
+        "    with SimulationTransport('A', Sleeping(Path()), processes=1) as transport:\n"
+        "        transport.send([Request('1', 'A', 'fit', Record())])\n"
+        "        transport.receive(None)\n"
+    )
+    main = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert main.stdout
+    assert main.stdout.readline() == "at work\n"
+    nodes = psutil.Process(main.pid).children(recursive=True)
+    assert nodes
+    main.kill()
+    main.wait()
+    _, alive = psutil.wait_procs(nodes, timeout=10)
+    assert not alive
+    main.stdout.close()
 
 
 @dataclass(frozen=True)
@@ -128,6 +249,7 @@ class Sleeping:
     folder: Path
 
     def __call__(self, node_id: str) -> Client:
+        os.write(1, b"at work\n")
         time.sleep(60)
         return Client(node_id, LinearLearner(), SITES["A"], self.folder / node_id)
 

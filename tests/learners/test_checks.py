@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from manyeyes.config import ModelSection, TrainSection
@@ -84,6 +85,18 @@ def test_a_batch_that_cannot_fit_is_refused_with_one_that_does(learner: Detector
     assert caught.value.key == "train.batch"
     # Other programs take and give memory while this runs: half of what was offered must fit.
     learner.check_batch_fits(TrainSection(batch=max(1, int(fitting[1]) // 2), imgsz=2048, device="cpu"))
+
+
+def test_more_processes_than_fit_are_refused_with_a_number_that_does(learner: DetectorLearner) -> None:
+    plan = TrainSection(batch=1, imgsz=64, device="cpu")
+    with pytest.raises(ResourceError, match="for each of 100000 processes") as caught:
+        learner.check_batch_fits(plan, 100_000, "federation.simulation.processes")
+    assert caught.value.key == "federation.simulation.processes"
+    fitting = re.search(r"at most (\d+) as federation\.simulation\.processes", str(caught.value))
+    assert fitting
+    # Most of a process with so little to do is what every process takes.
+    assert int(fitting[1]) < psutil.virtual_memory().total / 500e6
+    learner.check_batch_fits(plan, max(1, int(fitting[1]) // 2), "federation.simulation.processes")
 
 
 def test_what_is_computed_in_parts_needs_the_memory_of_a_part(learner: DetectorLearner) -> None:

@@ -35,7 +35,7 @@ from manyeyes.errors import ConfigError, DataError, Interrupted, RunError, Weigh
 from manyeyes.federation.checkpoint import check_same_settings
 from manyeyes.federation.client import Client, expand_personal
 from manyeyes.federation.local import LocalTransport
-from manyeyes.federation.membership import check_buffer
+from manyeyes.federation.membership import check_buffer, cohort_size
 from manyeyes.federation.rounds import RowResult, never, run_rounds
 from manyeyes.federation.side_by_side import Job, run_side_by_side
 from manyeyes.federation.simulation import SimulationTransport, SiteNodes, VirtualNodes
@@ -95,8 +95,8 @@ class TestableLearner(Learner, Protocol):
     def sharing(self, processes: int, threads: int | None) -> Self:
         """The same learner for one of several processes, which is sent there as bytes."""
 
-    def check_batch_fits(self, plan: TrainSection, at_once: int) -> None:
-        """Refuse a batch that cannot fit into memory in so many rows at the same time."""
+    def check_batch_fits(self, plan: TrainSection, at_once: int, setting: str) -> None:
+        """Refuse a batch that cannot fit into memory in so many processes at the same time, which `setting` says."""
 
     def check_views_fit(
         self, rows: Mapping[str, Sequence[Dataset]], plan: FitPlan, folder: Path, at_once: int
@@ -214,12 +214,25 @@ class Experiment:
             self._check_judges()
         expand_personal(self.config.federation.personal, self.learner.template.weights)
         plans = [own.applied_to(self.config.train) for own in self.config.federation.per_node.values()]
+        at_once, setting = self._most_at_once()
         for train in (self.config.train, *plans):
-            self.learner.check_batch_fits(train, self.config.rows_at_once or 1)
+            self.learner.check_batch_fits(train, at_once, setting)
         self._view_bytes()
         if not trust_labels:
             for site, data in self.sites.items():
                 self.learner.check_labels(site, data, self.imgsz)
+
+    def _most_at_once(self) -> tuple[int, str]:
+        """How many processes may train at the same time, and the setting that says so."""
+        federation = self.config.federation
+        if federation.engine != "simulation":
+            return self.config.rows_at_once or 1, "rows_at_once"
+        nodes = federation.simulation.nodes or len(self.sites)
+        asked = max(
+            cohort_size(nodes, federation.fraction, federation.min_nodes),
+            min(nodes, self.config.evaluate.nodes or nodes),
+        )
+        return min(federation.simulation.processes or cores(), asked), "federation.simulation.processes"
 
     def _check_judges(self) -> None:
         judging = [site for site, data in self.sites.items() if any(len(s.class_id) for s in data.split("val"))]

@@ -8,15 +8,16 @@ torch's threads do not survive that), is handed its job as bytes, and sends back
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Event as Flag
 from typing import Any
 
 from manyeyes.errors import Interrupted, ManyeyesError, RunError
+from manyeyes.federation.child import begin, how_it_ended, settle
 from manyeyes.report.runlog import Emit
 from manyeyes.signals import Stop
 
@@ -82,13 +83,13 @@ class _Worker:
     """A process that runs one job, seen from outside."""
 
     def __init__(self, context: multiprocessing.context.SpawnContext, row: str, job: Job, asked: Flag) -> None:
-        self.events, theirs = context.Pipe(duplex=False)
+        self.events, theirs = context.Pipe()
         self.ended = False
-        self._row = row
+        self._row, self._job = row, job
         self._process: SpawnProcess = context.Process(
-            target=_work, args=(job, theirs, asked), name=f"manyeyes {row}", daemon=True
+            target=_work, args=(theirs, asked), name=f"manyeyes {row}", daemon=True
         )
-        self._process.start()
+        begin(self._process)
         theirs.close()  # so that the pipe ends when the process does
 
     def take(self, emit: Emit) -> Exception | None:
@@ -98,6 +99,11 @@ class _Worker:
         except (EOFError, OSError):
             self._close()
             return self._lost()
+        if kind == "begun":
+            # One that has ended meanwhile is found out when more is waited for.
+            with suppress(OSError):
+                self.events.send(self._job)
+            return None
         if kind == "event":
             name, fields = content
             emit(name, **fields)
@@ -119,16 +125,15 @@ class _Worker:
 
     def _lost(self) -> RunError:
         return RunError(
-            f"the process of row {self._row} ended without a word (exit code {self._process.exitcode})",
+            f"the process of row {self._row} ended without a word ({how_it_ended(self._process.exitcode)})",
             key="rows_at_once",
             cure="Where memory is short the system ends processes: set rows_at_once to 1 and resume.",
         )
 
 
-def _work(job: Job, events: Connection, asked: Flag) -> None:
+def _work(events: Connection, asked: Flag) -> None:
     """The process of one row. Signals of the terminal reach it too, but whether to stop is the main process's word."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    settle()
 
     def tell(kind: str, content: Any) -> None:
         try:
@@ -140,6 +145,8 @@ def _work(job: Job, events: Connection, asked: Flag) -> None:
         tell("event", (event, fields))
 
     try:
+        tell("begun", None)
+        job: Job = events.recv()
         job(emit, lambda: "stop" if asked.is_set() else None)
         tell("done", None)
     except ManyeyesError as error:

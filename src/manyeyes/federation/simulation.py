@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import signal
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -24,7 +25,9 @@ import numpy as np
 
 from manyeyes.datasets.sample import Dataset
 from manyeyes.errors import ManyeyesError, ProtocolError, RunError
+from manyeyes.federation.child import begin, how_it_ended, settle
 from manyeyes.federation.client import Client
+from manyeyes.federation.messages import EVALUATE
 from manyeyes.federation.transport import Record, Reply, Request
 from manyeyes.learners.learner import Learner
 
@@ -32,6 +35,9 @@ __all__ = ["OpenNode", "SimulationTransport", "SiteNodes", "VirtualNodes"]
 
 OpenNode = Callable[[str], Client]
 """Makes a node by its name, in another process; can be pickled."""
+
+# A crash may be chance, and the round need not miss this node for it. Twice is no chance.
+_ATTEMPTS = 2
 
 _log = logging.getLogger(__name__)
 
@@ -51,14 +57,13 @@ class SimulationTransport:
         self._open_node, self._processes = open_node, processes
         self._context = multiprocessing.get_context("spawn")
         self._waiting: dict[str, Request] = {}
-        self._idle: list[_Worker] = []
-        self._busy: dict[Connection, _Worker] = {}
+        self._workers: dict[Connection, _Worker] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for worker in [*self._idle, *self._busy.values()]:
+        for worker in self._workers.values():
             worker.kill()
 
     def nodes(self) -> Sequence[str]:
@@ -79,15 +84,20 @@ class SimulationTransport:
 
     def receive(self, timeout: float | None) -> list[Reply]:
         """Let nodes work, and return the answers that came; empty when the time is up, or when none will come."""
+        ends = None if timeout is None else time.monotonic() + timeout
+        replies: list[Reply] = []
         self._hand_out()
-        replies = []
-        for connection in wait(list(self._busy), timeout) if self._busy else ():
-            assert isinstance(connection, Connection)
-            worker = self._busy.pop(connection)
-            replies.append(worker.take())
-            if worker.alive:
-                self._idle.append(worker)
-        self._hand_out()
+        while not replies and self._at_work():
+            left = None if ends is None else max(0.0, ends - time.monotonic())
+            heard = wait(list(self._workers), left)
+            if not heard:
+                break
+            for connection in heard:
+                assert isinstance(connection, Connection)
+                # An idle one that has ended may be gone by now: it was offered the request of one before it.
+                if worker := self._workers.get(connection):
+                    replies += self._hear(worker)
+            self._hand_out()
         return replies
 
     def cancel(self, request_ids: Sequence[str]) -> list[str]:
@@ -97,104 +107,153 @@ class SimulationTransport:
         self._waiting = {n: request for n, request in self._waiting.items() if request.request_id not in asked}
         return unbegun
 
+    def _at_work(self) -> set[str]:
+        return {worker.request.node_id for worker in self._workers.values() if worker.request}
+
     def _hand_out(self) -> None:
-        at_work = {worker.node for worker in self._busy.values()}
+        at_work = self._at_work()
+        if not self._waiting or len(at_work) >= self._processes:
+            return
         # A node does one thing at a time, as a real one does.
         ready = [request for node, request in self._waiting.items() if node not in at_work]
-        ready = ready[: self._processes - len(self._busy)]
-        # All begin before the first is handed anything: they need seconds to be ready, side by side.
-        while len(self._idle) < len(ready):
-            self._idle.append(_Worker(self._context, self._open_node))
-        for request in ready:
-            worker = self._idle.pop()
-            worker.give(self._waiting.pop(request.node_id))
-            self._busy[worker.connection] = worker
+        # Everything waits for a round's tests, whereas fits may be for rounds yet to come.
+        ready.sort(key=lambda request: request.kind != EVALUATE)
+        for request in ready[: self._processes - len(at_work)]:
+            self._give(self._waiting.pop(request.node_id), attempt=1)
+
+    def _give(self, request: Request, attempt: int) -> None:
+        for worker in [worker for worker in self._workers.values() if worker.request is None]:
+            try:
+                worker.give(request, attempt)
+            except OSError:
+                self._end(worker)
+            else:
+                return
+        worker = _Worker(self._context, self._open_node)
+        self._workers[worker.connection] = worker
+        worker.give(request, attempt)
+
+    def _hear(self, worker: _Worker) -> list[Reply]:
+        """The answer, if it is one that a process has to say."""
+        try:
+            reply = worker.hear()
+        except (EOFError, OSError):
+            return self._lost(worker)
+        return [reply] if reply else []
+
+    def _lost(self, worker: _Worker) -> list[Reply]:
+        """A process has ended: another begins its request anew, if there was one and it is worth it."""
+        how = self._end(worker)
+        if worker.request is None:
+            return []
+        if worker.attempt < _ATTEMPTS:
+            _log.warning("%s is asked again: its process ended without a word (%s)", worker.request.node_id, how)
+            self._give(worker.request, worker.attempt + 1)
+            return []
+        cure = "where memory is short, lower federation.simulation.processes"
+        return [worker.reply(None, f"its process ended without a word, twice ({how}); {cure}", 0)]
+
+    def _end(self, worker: _Worker) -> str:
+        how = worker.kill()
+        del self._workers[worker.connection]
+        return how
 
 
 class _Worker:
-    """A process in which one node after the other works, seen from outside."""
+    """A process in which one node after the other works, seen from outside.
+
+    Attributes:
+        connection: to it; what comes is for `hear`.
+        request: what it is at, or will be when it is ready; None while it is idle.
+        attempt: which one at that request, from 1.
+    """
 
     def __init__(self, context: SpawnContext, open_node: OpenNode) -> None:
         self.connection, theirs = context.Pipe()
-        self.alive = True
-        self._process: SpawnProcess = context.Process(
-            target=_work, args=(open_node, theirs), name="manyeyes node", daemon=True
-        )
-        self._process.start()
+        self.request: Request | None = None
+        self.attempt = 0
+        self._open_node, self._ready, self._bytes_down = open_node, False, 0
+        self._process: SpawnProcess = context.Process(target=_work, args=(theirs,), name="manyeyes node", daemon=True)
+        begin(self._process)
         theirs.close()  # so that the pipe ends when the process does
-        self._request = Request("", "", "", Record())
-        self._bytes_down = 0
 
-    @property
-    def node(self) -> str:
-        """Whose request it is at."""
-        return self._request.node_id
+    def give(self, request: Request, attempt: int) -> None:
+        """Send a request, now or as soon as the process is ready, which takes it seconds.
 
-    def give(self, request: Request) -> None:
-        data = request.record.to_bytes()
-        # The arrays of a round's model need not stay in memory once for each that works on them.
-        self._request = Request(request.request_id, request.node_id, request.kind, Record())
-        self._bytes_down = len(data)
-        try:
-            self.connection.send((request.request_id, request.node_id, request.kind))
-            self.connection.send_bytes(data)
-        except OSError:
-            _log.warning("a process of the simulation ended before its request was sent")
+        Raises:
+            OSError: the process has ended.
+        """
+        if self._ready:
+            self._send(request)
+        self.request, self.attempt = request, attempt
 
-    def take(self) -> Reply:
-        """What came of the request."""
-        try:
-            failure = self.connection.recv()
-            data = b"" if failure else self.connection.recv_bytes()
-        except (EOFError, OSError):
-            self.kill()
-            failure = f"its process ended without a word (exit code {self._process.exitcode})"
-        if failure:
-            return self._reply(None, failure, 0)
-        return self._reply(Record.from_bytes(data), None, len(data))
+    def hear(self) -> Reply | None:
+        """Take what the process says; returns the answer if it is that.
 
-    def kill(self) -> None:
-        self.alive = False
-        self._process.kill()
-        self._process.join()
-        self.connection.close()
+        Raises:
+            EOFError, OSError: the process has ended.
+        """
+        kind, content = self.connection.recv()
+        if kind == "begun":
+            self.connection.send(self._open_node)
+            return None
+        if kind == "ready":
+            self._ready = True
+            if self.request:
+                self._send(self.request)
+            return None
+        if kind == "failed":
+            reply = self.reply(None, content, 0)
+        else:
+            reply = self.reply(Record.from_bytes(content), None, len(content))
+        self.request = None
+        return reply
 
-    def _reply(self, record: Record | None, error: str | None, bytes_up: int) -> Reply:
-        request = self._request
+    def reply(self, record: Record | None, error: str | None, bytes_up: int) -> Reply:
+        """The reply to the request that it is at."""
+        assert self.request
         return Reply(
-            request.request_id,
-            request.node_id,
+            self.request.request_id,
+            self.request.node_id,
             record,
             error=error,
             bytes_down=self._bytes_down,
             bytes_up=bytes_up,
         )
 
+    def kill(self) -> str:
+        """End it; returns how it ended."""
+        self._process.kill()
+        self._process.join()
+        self.connection.close()
+        return how_it_ended(self._process.exitcode)
 
-def _work(open_node: OpenNode, connection: Connection) -> None:
-    """A process of the simulation. Signals of the terminal reach it too, but the main process decides when to stop."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    while True:
-        try:
-            request_id, node, kind = connection.recv()
-            record = Record.from_bytes(connection.recv_bytes())
-            failure, data = _answer(open_node, Request(request_id, node, kind, record))
-            connection.send(failure)
-            if failure is None:
-                connection.send_bytes(data)
-        except (EOFError, OSError):
-            return
+    def _send(self, request: Request) -> None:
+        data = request.record.to_bytes()
+        self._bytes_down = len(data)
+        self.connection.send((request.request_id, request.node_id, request.kind, data))
 
 
-def _answer(open_node: OpenNode, request: Request) -> tuple[str | None, bytes]:
+def _work(connection: Connection) -> None:
+    """A process of the simulation, which asks for what it needs: a parent that sent it at once would have to wait."""
+    settle()
+    with suppress(EOFError, OSError):
+        connection.send(("begun", None))
+        open_node: OpenNode = connection.recv()
+        connection.send(("ready", None))
+        while True:
+            request_id, node, kind, data = connection.recv()
+            connection.send(_answer(open_node, Request(request_id, node, kind, Record.from_bytes(data))))
+
+
+def _answer(open_node: OpenNode, request: Request) -> tuple[str, Any]:
     try:
-        return None, open_node(request.node_id).handle(request).to_bytes()
+        return "answer", open_node(request.node_id).handle(request).to_bytes()
     except ManyeyesError as error:
-        return str(error), b""
+        return "failed", str(error)
     except Exception as error:  # noqa: BLE001 - one node's defect must not end the others' round; it is told and logged
         _log.error("%s", traceback.format_exc())
-        return f"{type(error).__name__}: {error}", b""
+        return "failed", f"{type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True)

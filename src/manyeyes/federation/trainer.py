@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from manyeyes.datasets import Dataset
 from manyeyes.datasets.overlay import OVERLAY, Overlay
 from manyeyes.errors import ConfigError, DataError, ManyeyesError, ResourceError, RunError
+from manyeyes.federation.child import begin, how_it_ended, settle
 from manyeyes.federation.form import ModelForm
 from manyeyes.federation.limits import Limits
 from manyeyes.federation.local_server import LocalServer
@@ -38,9 +39,6 @@ __all__ = ["SiteSettings", "Trainer"]
 
 # A crash may be chance, and the round need not miss this site for it. Twice is no chance.
 _ATTEMPTS = 2
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Of a thousand: where memory runs out, the kernel shall take the trainer before the node.
-_OOM_SCORE = "500"
 
 _log = logging.getLogger(__name__)
 
@@ -174,12 +172,7 @@ class _Process:
         self._process: SpawnProcess = context.Process(
             target=_work, args=(settings, theirs), name=f"manyeyes trainer of {settings.node_id}", daemon=True
         )
-        # Ctrl-C reaches every process of a terminal: this one must not hear it before it has said that it will not.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        try:
-            self._process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        begin(self._process)
         theirs.close()  # so that the pipe ends when the process does
 
     def send(self, asked: object) -> None:
@@ -207,7 +200,7 @@ def _ended(exit_code: int | None) -> ManyeyesError:
             "the trainer of this site was ended by SIGKILL, as systems do where memory runs out",
             cure="Let the site give its trainer less to do: a smaller train.batch or train.imgsz.",
         )
-    how = signal.Signals(-exit_code).name if exit_code and exit_code < 0 else f"exit code {exit_code}"
+    how = how_it_ended(exit_code)
     return RunError(f"the trainer of this site crashed ({how})", cure="What it said before stands in the node's log.")
 
 
@@ -222,7 +215,7 @@ def _error_of(message: _Message) -> Exception:
 
 def _work(settings: SiteSettings, pipe: Connection) -> None:
     """Answer what comes through the pipe until it ends, which it does with the node."""
-    _settle()
+    settle()
 
     def tell(kind: str, content: Any) -> None:
         try:
@@ -240,15 +233,6 @@ def _work(settings: SiteSettings, pipe: Connection) -> None:
             with _failures_told(tell):
                 record = site(replace(request, record=Record.from_bytes(data)), form, counted)
                 tell("answer", record.to_bytes())
-
-
-def _settle() -> None:
-    """Signals are the node's: it lets the request that is at hand be finished."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    with suppress(OSError):  # there is such a file on Linux alone
-        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
 
 
 def _site(settings: SiteSettings, pictures: SitePictures, tell: Callable[[str, Any], None]) -> Site:

@@ -262,29 +262,36 @@ class DetectorLearner:
 
     # -- checks before a run ------------------------------------------------------------------------------------
 
-    def check_batch_fits(self, plan: TrainSection, at_once: int = 1) -> None:
+    def check_batch_fits(self, plan: TrainSection, at_once: int = 1, setting: str = "rows_at_once") -> None:
         """Refuse a batch whose activations cannot fit into the memory that is free now.
 
         Activations of one picture are measured by a forward pass and multiplied; the optimiser's state is added.
 
         Args:
             plan: names batch, size and device.
-            at_once: rows that are trained at the same time.
+            at_once: processes that train at the same time.
+            setting: what says how many they are.
 
         Raises:
-            ResourceError: it cannot fit; says which batch would.
+            ResourceError: it cannot fit; says which batch would, or how many processes.
         """
         one, fixed = self._activation_bytes(plan), 4 * self.template.weights.num_bytes
-        free, part = _free_memory(plan) // at_once, plan.batch // plan.accumulate
-        if fixed + part * one > free:
-            fitting = max(0, int((free - fixed) // one))
-            fewer = f", or fewer rows_at_once than {at_once}" if at_once > 1 else ""
-            raise ResourceError(
-                f"a batch of {part} pictures at {plan.imgsz} px needs about {(fixed + part * one) / 1e9:.1f} GB, "
-                f"{free / 1e9:.1f} GB are free{' for each row' if at_once > 1 else ''}",
-                key="train.batch",
-                cure=f"Use a batch of at most {fitting}, or train.accumulate, or a smaller train.imgsz{fewer}.",
-            )
+        if at_once > 1:
+            fixed += _PROCESS_BYTES
+        free, part = _free_memory(plan), plan.batch // plan.accumulate
+        each, needed = free // at_once, fixed + part * one
+        if needed <= each:
+            return
+        fitting, most = max(0, int((each - fixed) // one)), max(1, free // needed)
+        ways = f"Use a batch of at most {fitting}, or train.accumulate, or a smaller train.imgsz"
+        if at_once > 1:
+            ways = f"{ways}, or at most {most} as {setting}" if fitting else f"Use at most {most} as {setting}"
+        raise ResourceError(
+            f"a batch of {part} pictures at {plan.imgsz} px needs about {needed / 1e9:.1f} GB, "
+            f"{each / 1e9:.1f} GB are free{f' for each of {at_once} processes' if at_once > 1 else ''}",
+            key="train.batch" if fitting or at_once == 1 else setting,
+            cure=f"{ways}.",
+        )
 
     def training_bytes(self, data: Dataset, plan: TrainSection) -> int:
         """Memory that a fit adds to this process on a CPU, estimated from above: model, activations, decoded pictures.
