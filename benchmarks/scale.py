@@ -120,7 +120,7 @@ class LightNode:
         form = WIDE_TEMPLATE.form_hash
         if message.metadata.message_type != MESSAGE_TYPES[FIT]:
             return metrics_reply(Metrics({"thing": 0.5}, {"thing": 0.5}, 1, {"thing": 1}), form)
-        weights, plan, _ = read_fit_request(Record.from_bytes(data), WIDE_TEMPLATE.weights)
+        weights, plan, _ = read_fit_request(Record.from_parts(data, str(about["values"])), WIDE_TEMPLATE.weights)
         return update_reply(WideLearner(0.0).fit(weights, site(0), plan), form)
 
 

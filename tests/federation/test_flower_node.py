@@ -10,9 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from manyeyes.errors import RunError
 from manyeyes.federation.audit import AuditLog
+from manyeyes.federation.flower import packed
 from manyeyes.federation.flower_node import Work, serve_requests
 from manyeyes.federation.transport import Record
 
@@ -52,3 +54,11 @@ def test_a_supernode_that_ends_within_a_request_is_said_in_a_line(
         "a request was not answered, since the SuperNode could not be reached: [Errno 111] Connection refused"
     )
     assert record.exc_info is None
+
+
+def test_what_a_round_sends_to_all_is_one_and_the_same_to_flower() -> None:
+    data = bytes(100_000)
+    ours, theirs = (get_all_nested_objects(packed(data, {"node_id": node, "values": "{}"})) for node in "AB")
+    sizes = {object_id: len(part.deflate()) for object_id, part in {**ours, **theirs}.items()}
+    assert sum(sizes[object_id] for object_id in ours.keys() - theirs.keys()) < 1000
+    assert sum(sizes[object_id] for object_id in ours.keys() & theirs.keys()) > len(data)

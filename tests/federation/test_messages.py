@@ -81,6 +81,29 @@ def test_a_record_survives_the_wire(some_arrays: dict[str, Any], some_values: di
         np.testing.assert_array_equal(received.arrays[name], array)
 
 
+@given(st.dictionaries(names, arrays, max_size=4), st.dictionaries(st.text(max_size=10), values, max_size=4))
+def test_a_record_survives_in_parts(some_arrays: dict[str, Any], some_values: dict[str, Any]) -> None:
+    data, text = Record(some_arrays, some_values).to_parts()
+    received = Record.from_parts(data, text)
+    assert received.values == some_values
+    assert received.arrays.keys() == some_arrays.keys()
+    for name, array in some_arrays.items():
+        np.testing.assert_array_equal(received.arrays[name], array)
+
+
+def test_what_differs_between_the_requests_of_a_round_is_not_in_their_arrays() -> None:
+    plans = [PLAN.model_copy(update={"node_id": node, "last_merged": number}) for number, node in enumerate("AB")]
+    first, second = (fit_request(WEIGHTS, plan, HASH).to_parts() for plan in plans)
+    assert first[0] == second[0]
+    assert first[1] != second[1]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000, "null", '"x"'])
+def test_values_that_are_none_are_a_protocol_error(text: str) -> None:
+    with pytest.raises(ProtocolError, match="could not be read"):
+        Record.from_parts(Record().to_bytes(), text)
+
+
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_record_are_a_protocol_error(data: bytes) -> None:
     with pytest.raises(ProtocolError, match="could not be read"):

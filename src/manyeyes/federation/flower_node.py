@@ -217,15 +217,19 @@ def _num_bytes(message: Message) -> int:
     """Length of all that a message holds, whatever that is; of a request, that of its record."""
     if message.has_error():
         return 0
-    return sum(len(array.data) for record in message.content.array_records.values() for array in record.values())
+    arrays = (array for record in message.content.array_records.values() for array in record.values())
+    values = (record.get("values") for record in message.content.config_records.values())
+    return sum(len(array.data) for array in arrays) + sum(len(v.encode()) for v in values if isinstance(v, str))
 
 
 def _request_of(message: Message) -> tuple[Request, ModelForm]:
     data, values = unpacked(message.content)
     kind = _KINDS.get(message.metadata.message_type)
-    match [values.get(name) for name in ("request_id", "node_id", "model")]:
-        case [str(request_id), str(node_id), str(form)] if kind and max(len(request_id), len(node_id)) <= _MAX_ID:
-            return Request(request_id, node_id, kind, Record.from_bytes(data)), ModelForm.read(form)
+    match [values.get(name) for name in ("request_id", "node_id", "model", "values")]:
+        case [str(request_id), str(node_id), str(form), str(asked)] if (
+            kind and max(len(request_id), len(node_id)) <= _MAX_ID
+        ):
+            return Request(request_id, node_id, kind, Record.from_parts(data, asked)), ModelForm.read(form)
     raise ProtocolError("the message is not a request")
 
 

@@ -39,6 +39,28 @@ class Record:
         arrays = {name: np.asarray(array, order="C") for name, array in self.arrays.items()}
         return save_bytes(arrays, metadata={"values": json.dumps(dict(self.values), allow_nan=True)})
 
+    def to_parts(self) -> tuple[bytes, str]:
+        """The arrays as one safetensors buffer, and the values as JSON.
+
+        Requests of a round differ in their values alone, so a carrier that knows equal bytes keeps their arrays once.
+        """
+        return Record(self.arrays).to_bytes(), json.dumps(dict(self.values), allow_nan=True)
+
+    @classmethod
+    def from_parts(cls, data: bytes, values: str) -> Record:
+        """The inverse of `to_parts`; executes nothing.
+
+        Raises:
+            ProtocolError: they are not such parts.
+        """
+        try:
+            read = json.loads(values)
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(f"a message could not be read: {error}") from error
+        if not isinstance(read, dict):
+            raise ProtocolError("a message could not be read: its values have no names")
+        return cls(cls.from_bytes(data).arrays, read)
+
     @classmethod
     def from_bytes(cls, data: bytes) -> Record:
         """The inverse of `to_bytes`; executes nothing.
