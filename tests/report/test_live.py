@@ -56,6 +56,18 @@ def test_of_a_thousand_nodes_those_are_shown_that_were_heard_of_last() -> None:
     assert "984 more" in shown
 
 
+def test_of_a_thousand_nodes_those_of_the_round_are_shown_before_any_is_heard_of() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, height=60)
+    nodes = [f"v{number:05d}" for number in range(1000)]
+    with LiveView(console) as view:
+        view(
+            {"event": "row_started", "row": "together", "time": 0.0, "nodes": nodes, "rounds": 3, "resumed_from": None}
+        )
+        view({"event": "round_started", "row": "together", "time": 0.0, "round": 1, "cohort": nodes[500:505]})
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue()).split("0 of 5 updates")[-1]  # type: ignore[attr-defined]
+    assert [line.split()[0] for line in shown.splitlines() if line.startswith("v0")] == nodes[500:505]
+
+
 def test_a_total_loss_is_not_added_to_its_parts() -> None:
     assert total_loss({"box": 1.0, "cls": 2.0}) == 3.0
     assert total_loss({"box": 1.0, "cls": 2.0, "loss": 4.5}) == 4.5

@@ -308,9 +308,11 @@ class _RowState:
         return state
 
     def shown(self) -> list[tuple[str, _NodeState]]:
-        """All nodes; of many, those that were heard of last, in the order of their names."""
+        """All nodes; of many, those of the round that were heard of last, in the order of their names."""
+        if not self.many:
+            return list(self.nodes.items())
         latest = sorted(self.nodes.items(), key=lambda item: -item[1].told)[:_MOST_NODES]
-        return sorted(latest) if self.many else list(self.nodes.items())
+        return sorted((name, state) for name, state in latest if state.told)
 
     @property
     def many(self) -> bool:
@@ -371,8 +373,10 @@ def _row_bars(row: _RowState) -> Table:
 
 
 def _board_round(row: _RowState, event: Event) -> None:
-    row.round, row.asked, row.came = int(event["round"]), len(event.get("cohort", ())), 0
-    for state in row.nodes.values():
+    cohort = frozenset(event.get("cohort", ()))
+    row.round, row.asked, row.came, row.told = int(event["round"]), len(cohort), 0, 1
+    for name, state in row.nodes.items():
+        state.told = int(name in cohort)
         state.share, state.status, state.detail = 0.0, "waiting", ""
 
 
