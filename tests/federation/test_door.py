@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -275,8 +276,23 @@ def test_a_question_waits_until_the_bell_rings_and_not_for_ever(
             assert (answer.status_code, answer.content) == (200, b"")
             return time.monotonic() - began
 
+        asked: list[str] = []
+        post = door._client.post
+
+        async def counted(path: str, **fields: Any) -> httpx.Response:
+            asked.append(path)
+            return await post(path, **fields)
+
+        monkeypatch.setattr(door._client, "post", counted)
         monkeypatch.setattr(door_module, "_HOLD_SECONDS", 1.0)
         assert 0.9 < seconds() < 5
+        # The SuperLink is asked again for the node that something was sent to, and for nobody else.
+        monkeypatch.setattr(door_module, "_HOLD_SECONDS", 3.0)
+        for rung, times in (("somebody else", 2), ("waiting", 3)):
+            asked.clear()
+            threading.Timer(1.0, door.ring, [rung]).start()
+            assert 2.9 < seconds() < 8
+            assert len(asked) == times, rung
         monkeypatch.setattr(door_module, "_HOLD_SECONDS", 25.0)
         threading.Timer(1.0, door.close).start()
         assert 0.9 < seconds() < 10

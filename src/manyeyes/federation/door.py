@@ -18,7 +18,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -133,7 +133,7 @@ class Door:
         self._opened = time.monotonic()
         self._logged: dict[tuple[str, str], float] = {}
         self._came = threading.Event()
-        self._bell = asyncio.Event()
+        self._bells: dict[str, asyncio.Event] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         trusted = ssl.create_default_context(cafile=str(authority))
@@ -148,15 +148,22 @@ class Door:
         self.app = Starlette(routes=routes, lifespan=self._closing)
         self.app.router.redirect_slashes = False
 
-    def ring(self) -> None:
-        """Something was sent to a node; may be called from any thread."""
-        if self._loop and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._ring)
+    def ring(self, node_id: str) -> None:
+        """Something was sent to a node; may be called from any thread.
+
+        Nobody else is woken: with many nodes, each asking the SuperLink whenever something is sent to one of them would
+        be most of a round.
+        """
+        self._soon(lambda: self._ring(node_id))
 
     def close(self) -> None:
         """Keep nobody waiting any more; may be called from any thread."""
         self._closed = True
-        self.ring()
+        self._soon(lambda: [self._ring(node_id) for node_id in list(self._bells)])
+
+    def _soon(self, what: Callable[[], object]) -> None:
+        if self._loop and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(what)
 
     def heard(self, node_id: str) -> Greeting | None:
         """What a node said of itself when it was last heard."""
@@ -183,9 +190,9 @@ class Door:
             time.sleep(min(timeout, _GATHER_SECONDS))
         self._came.clear()
 
-    def _ring(self) -> None:
-        rung, self._bell = self._bell, asyncio.Event()
-        rung.set()
+    def _ring(self, node_id: str) -> None:
+        if bell := self._bells.pop(node_id, None):
+            bell.set()
 
     @asynccontextmanager
     async def _closing(self, _: Starlette) -> AsyncIterator[None]:
@@ -241,7 +248,7 @@ class Door:
         body = b"".join([part async for part in self._limited(request, member)])
         ends = time.monotonic() + _HOLD_SECONDS
         while True:
-            bell = self._bell
+            bell = self._bells.setdefault(member.node_id, asyncio.Event())
             answer = await self._client.post(_PULL, headers=_headers(request), content=body)
             self._check_upstream(answer, member)
             if answer.content and answer.status_code == 200:

@@ -116,7 +116,7 @@ class _Arriving:
 class Doorkeeper(Protocol):
     """What a transport and the door of its coordinator tell each other."""
 
-    def ring(self) -> None:
+    def ring(self, node_id: str) -> None:
         """There is something new for a node."""
 
     def heard(self, node_id: str) -> Greeting | None:
@@ -138,7 +138,7 @@ class Doorkeeper(Protocol):
 class _Nobody:
     """Where there is no door."""
 
-    def ring(self) -> None:
+    def ring(self, node_id: str) -> None:
         pass
 
     def heard(self, node_id: str) -> Greeting | None:
@@ -287,7 +287,7 @@ class FlowerTransport:
             return message.metadata.message_id
 
         self._pending[self._call(push)] = _Sent(request, address, len(data) + len(values.encode()))
-        self._door.ring()
+        self._door.ring(request.node_id)
 
     def _counts(self, sent: _Sent) -> bool:
         """Whether a node was asked nothing newer."""
