@@ -65,6 +65,8 @@ class Members:
         self.path = folder / MEMBERS
         self._read_at: tuple[int, int] | None = None
         self._members: tuple[Member, ...] = ()
+        # Of those that may take part: to take every member's key apart at each request would be most of a door's work.
+        self._by_key: dict[bytes, Member] = {}
 
     def __iter__(self) -> Iterator[Member]:
         """All who were ever admitted, in the order they were.
@@ -76,7 +78,8 @@ class Members:
 
     def find(self, key: ec.EllipticCurvePublicKey) -> Member | None:
         """Who may take part with a key: None if it was never admitted, or was revoked."""
-        return next((m for m in self._current() if m.revoked is None and same_key(m.key, key)), None)
+        self._current()
+        return self._by_key.get(_text_of(key))
 
     def admit(self, node_id: str, key: ec.EllipticCurvePublicKey) -> Member:
         """Let a node in.
@@ -101,8 +104,7 @@ class Members:
                     file=self.path,
                     cure=f"If it was replaced, first: manyeyes coordinator revoke {node_id}",
                 )
-        public = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        member = Member(node_id, public.decode(), _now())
+        member = Member(node_id, _text_of(key).decode(), _now())
         self._write((*members, member))
         return member
 
@@ -152,27 +154,32 @@ class Members:
         try:
             status = self.path.stat()
         except FileNotFoundError:
+            self._members, self._by_key, self._read_at = (), {}, None
             return ()
         stamp = (status.st_mtime_ns, status.st_ino)
         if stamp != self._read_at:
-            self._members = self._load()
+            self._members, self._by_key = self._load()
             self._read_at = stamp
         return self._members
 
-    def _load(self) -> tuple[Member, ...]:
+    def _load(self) -> tuple[tuple[Member, ...], dict[bytes, Member]]:
         try:
             members = tuple(Member(**values) for values in json.loads(self.path.read_text(encoding="utf-8")))
-            for member in members:
-                _ = member.key
+            keys = [_text_of(member.key) for member in members]
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 "is damaged, so nobody can be let in", file=self.path, cure="Restore it from a backup."
             ) from error
-        return members
+        return members, {key: m for key, m in zip(keys, members, strict=True) if m.revoked is None}
 
     def _write(self, members: tuple[Member, ...]) -> None:
         write_atomically(self.path, json.dumps([asdict(member) for member in members], indent=2) + "\n", mode=0o600)
         self._read_at = None
+
+
+def _text_of(key: ec.EllipticCurvePublicKey) -> bytes:
+    """A key as it stands in the file, which is the same for equal keys."""
+    return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
 
 
 def _now() -> str:

@@ -159,9 +159,9 @@ class Door:
     def close(self) -> None:
         """Keep nobody waiting any more; may be called from any thread."""
         self._closed = True
-        self._soon(lambda: [self._ring(node_id) for node_id in list(self._bells)])
+        self._soon(self._ring_all)
 
-    def _soon(self, what: Callable[[], object]) -> None:
+    def _soon(self, what: Callable[[], None]) -> None:
         if self._loop and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(what)
 
@@ -189,6 +189,10 @@ class Door:
             # An answer comes in several parts: one look for all of them.
             time.sleep(min(timeout, _GATHER_SECONDS))
         self._came.clear()
+
+    def _ring_all(self) -> None:
+        for node_id in list(self._bells):
+            self._ring(node_id)
 
     def _ring(self, node_id: str) -> None:
         if bell := self._bells.pop(node_id, None):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import Any, Protocol, TypeVar
@@ -306,15 +306,16 @@ class FlowerTransport:
 
     def _ask_again(self) -> None:
         """Send again what a node that is there, and has nothing to do, does not know of; give up what is refused."""
+        active = {member.node_id for member in self._members if member.revoked is None}
         for message_id, sent in list(self._pending.items()):
-            if refused := self._refused(sent):
+            if refused := self._refused(sent, active):
                 del self._pending[message_id]
                 self._done.append(refused)
             elif self._forgotten(sent):
                 del self._pending[message_id]
                 self._lose(sent)
         for arriving in list(self._arriving):
-            if refused := self._refused(arriving.sent):
+            if refused := self._refused(arriving.sent, active):
                 self._arriving.remove(arriving)
                 self._done.append(refused)
             elif self._forgotten(arriving.sent) or self._stuck(arriving):
@@ -323,10 +324,10 @@ class FlowerTransport:
         if self._returning:
             self._hand_over_to_returned()
 
-    def _refused(self, sent: _Sent) -> Reply | None:
+    def _refused(self, sent: _Sent, active: Collection[str]) -> Reply | None:
         """What is said in place of an answer that nobody waits for any more."""
         node = sent.request.node_id
-        if not any(member.node_id == node and member.revoked is None for member in self._members):
+        if node not in active:
             return sent.failed("was revoked")
         return self._excess(sent) if self._door.too_long(node) else None
 
