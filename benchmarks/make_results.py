@@ -261,7 +261,8 @@ def of_contribution(name: str, cells: dict[str, Cell]) -> list[str]:
 
 
 THERMAL = {
-    "streets_thermal_bn": "BatchNorm at each site",
+    "streets_thermal_bn": "scale and shift of BatchNorm at each site",
+    "streets_thermal_bn_trained": "all of BatchNorm at each site, statistics included",
     "streets_thermal_nova": "each update counted per step",
 }
 

@@ -36,7 +36,8 @@ RUNS = {
     "streets_416": ("streets.yaml", ["train.imgsz=416", "evaluate.imgsz=416"]),
     "streets_head": ("streets.yaml", ["train.freeze=22"]),
     "streets_thermal": ("streets_thermal.yaml", []),
-    "streets_thermal_bn": (
+    "streets_thermal_bn": ("streets_thermal.yaml", ["federation.personal=[bn]", "compare=[untrained, together]"]),
+    "streets_thermal_bn_trained": (
         "streets_thermal.yaml",
         ["federation.personal=[bn]", "train.batchnorm=train", "compare=[untrained, together]"],
     ),
@@ -62,6 +63,9 @@ BESIDE = {
     "streets_own": Beside("streets", "finetuned", "alone", "its own model from the common one / alone"),
     "streets_thermal_bn": Beside(
         "streets_thermal", "together", "together", "together with its own BatchNorm / with one for all"
+    ),
+    "streets_thermal_bn_trained": Beside(
+        "streets_thermal", "together", "together", "together with its own BatchNorm and statistics / with one for all"
     ),
     "streets_thermal_nova": Beside(
         "streets_thermal", "together", "together", "together, each update counted per step / as a whole"
