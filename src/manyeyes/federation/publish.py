@@ -47,35 +47,22 @@ def publish(
         patience: seconds.
     """
     try:
-        _hand_over(transport, form, weights, round, signer, emit, stop, patience)
+        plan = PublishPlan(round=round, signature=signer.sign(form, round, weights))
+        record = publish_request(weights, plan, weights.form_hash)
+        requests = [Request(f"publish-{round}-{node}", node, PUBLISH, record) for node in transport.nodes()]
+        waiting = {request.request_id: request.node_id for request in requests}
+        transport.send(requests)
+        ends = time.monotonic() + patience
+        while waiting and not stop() and time.monotonic() < ends:
+            for reply in transport.receive(_LOOK_SECONDS):
+                if waiting.pop(reply.request_id, None):
+                    _tell(reply, weights, round, emit)
+        transport.cancel(list(waiting))
+        _name_silent(waiting.values(), round, emit)
     except Interrupted:
         raise
     except ManyeyesError as error:  # the run is over and its model kept
         emit("warning", round=round, reason=f"the model was not handed to the nodes: {error.reason}")
-
-
-def _hand_over(
-    transport: Transport,
-    form: ModelForm,
-    weights: Weights,
-    round: int,
-    signer: Signer,
-    emit: Emit,
-    stop: Stop,
-    patience: float,
-) -> None:
-    plan = PublishPlan(round=round, signature=signer.sign(form, round, weights))
-    record = publish_request(weights, plan, weights.form_hash)
-    requests = [Request(f"publish-{round}-{node}", node, PUBLISH, record) for node in transport.nodes()]
-    waiting = {request.request_id: request.node_id for request in requests}
-    transport.send(requests)
-    ends = time.monotonic() + patience
-    while waiting and not stop() and time.monotonic() < ends:
-        for reply in transport.receive(_LOOK_SECONDS):
-            if waiting.pop(reply.request_id, None):
-                _tell(reply, weights, round, emit)
-    transport.cancel(list(waiting))
-    _name_silent(waiting.values(), round, emit)
 
 
 def _tell(reply: Reply, weights: Weights, round: int, emit: Emit) -> None:
