@@ -21,6 +21,7 @@ from manyeyes.federation.contribution import judges, updated, weights
 from manyeyes.federation.local import LocalTransport
 from manyeyes.federation.strategies import Merge
 from manyeyes.federation.transport import Reply, Transport
+from manyeyes.weights import Update, Weights
 
 from .linear import TEMPLATE, LinearLearner, Log, clients, hold, site, update_of
 
@@ -241,6 +242,32 @@ def test_a_judge_that_fails_is_told_and_changes_nothing(tmp_path: Path) -> None:
     (warning,) = log.of("warning")
     assert "could not test the other model, to judge" in warning["reason"]
     assert "B" not in {e["by"] for e in log.of("contribution")}
+
+
+class _Beginning(LinearLearner):
+    """Trains from where all began, whatever has become of the model."""
+
+    def fit(self, weights: Weights, *arguments: Any, **more: Any) -> Update:
+        return super().fit(TEMPLATE.weights, *arguments, **more)
+
+
+class _Huge(_Beginning):
+    """Its update can be added to the others, and cannot count for more than they do."""
+
+    def fit(self, weights: Weights, *arguments: Any, **more: Any) -> Update:
+        update = super().fit(weights, *arguments, **more)
+        return replace(update, delta=Weights({**update.delta, "head.bias": np.full(1, 3e8, dtype=np.float32)}))
+
+
+def test_an_update_that_is_too_large_to_count_for_more_ends_no_run_and_counts_less(tmp_path: Path) -> None:
+    log, learners = Log(), {**dict.fromkeys("ABC", _Beginning()), "D": _Huge()}
+    transport = LocalTransport(clients(tmp_path / "nodes", learners, nodes="ABCD"))
+    hold(tmp_path, transport=transport, emit=log, **{**JUDGED, "rounds": 2})
+    (said,) = (e for e in log.of("warning") if e.get("node") == "D")
+    assert "its update cannot count for half" in said["reason"]
+    (judged,) = (e for e in log.of("contribution") if e["node"] == "D")
+    assert (judged["by"], judged["gain"]) == ("coordinator", -1.0)
+    assert judged["weight"] < 0.5
 
 
 def test_rounds_that_are_not_tested_judge_nobody(tmp_path: Path) -> None:

@@ -79,12 +79,11 @@ def updated(
     """
     found = {node: min(1.0, max(-1.0, gain / scale)) for node, gain in gains.items()}
     loudest = max(map(abs, found.values()), default=0.0)
-    moved = {
-        node: before + (1 - smoothing) * trust.get(node, 1.0) * (value - loudest * before)
-        for node, value in found.items()
-        for before in [scores.get(node, 0.0)]
-    }
-    return {**scores, **moved}
+    moved = dict(scores)
+    for node, value in found.items():
+        before = scores.get(node, 0.0)
+        moved[node] = before + (1 - smoothing) * trust.get(node, 1.0) * (value - loudest * before)
+    return moved
 
 
 def weights(scores: Mapping[str, float], nodes: Iterable[str], *, floor: float) -> dict[str, float]:

@@ -508,11 +508,16 @@ class _Rounds:
         pairs = judges(collected.merged, tested.scores, state.round)
         judged = {judge: node for node, judge in pairs.items()}
         plan = EvaluatePlan(split="val", imgsz=self._tested_at, round=number, personal=self.plan.personal)
-        records = {
-            judge: evaluate_request(self._tilted(state, collected, node), plan, self.form_hash)
-            for judge, node in judged.items()
-        }
+        records: dict[str, Record] = {}
         gains: dict[str, float] = {}
+        for judge, node in judged.items():
+            try:
+                records[judge] = evaluate_request(self._tilted(state, collected, node), plan, self.form_hash)
+            except (UpdateRefusedError, RunError) as error:
+                # What breaks the model as soon as it counts for more is of no use to anybody, and must end no run.
+                reason = f"its update cannot count for half, so it is judged to be harmful: {error.reason}"
+                self.emit("warning", round=number, node=node, reason=reason)
+                gains[node] = -1.0
         for _, reply in self._ask(EVALUATE, records, state.round, name="tilted"):
             try:
                 metrics = self._read_metrics(reply)
@@ -525,13 +530,14 @@ class _Rounds:
         scores = updated(
             state.contributions,
             gains,
-            {node: self._worth(state.contributions, pairs[node]) for node in gains},
+            {node: self._worth(state.contributions, judge) for judge, node in judged.items() if judge in records},
             smoothing=section.contribution_smoothing,
             scale=section.contribution_scale,
         )
         for node in sorted(gains):
-            fields = {"by": pairs[node], "gain": round(gains[node], 4), "weight": round(self._worth(scores, node), 4)}
-            self.emit("contribution", round=number, node=node, **fields)
+            by = pairs[node] if pairs[node] in records else "coordinator"
+            fields = {"gain": round(gains[node], 4), "weight": round(self._worth(scores, node), 4)}
+            self.emit("contribution", round=number, node=node, by=by, **fields)
         return scores
 
     def _tilted(self, state: RoundState, collected: _Collected, node: str) -> Weights:

@@ -15,8 +15,9 @@
     update_late      round, node, reason: missed the deadline; its update is merged in the round in which it comes
     update_refused   round, node, reason
     evaluated        round, where ("A", …, "mixed"), split ("val", "test"), metrics (Metrics.to_dict())
-    contribution     round, node, by (who tested the model in which its update counts for half), gain (mAP50 of that
-                     minus the round's model's), weight (what its next update counts by, in (0, 1])
+    contribution     round, node, by (who tested the model in which its update counts for half; coordinator: it cannot
+                     count for half), gain (mAP50 of that minus the round's model's), weight (what its next update
+                     counts by, in (0, 1])
     round_finished   round, bytes_down, bytes_up, nodes: {node: {bytes_down, bytes_up}}, seconds: {fit, merge,
                      evaluate, checkpoint, total}
     finetuned        round, node, metrics: of its own model, on its validation pictures (federation.finetune_after)

@@ -251,7 +251,9 @@ def _find(status: NodeStatus, page: _Page, config: ServeConfig, events: Events, 
     while True:
         try:
             # A model that cannot be used is followed by one that can, which another version of the registry tells.
-            if (registry.used or config.model) and tried != (tried := registry.version):
+            version = registry.version
+            if (registry.used or config.model) and version != tried:
+                tried = version
                 with open_edge(config, _states(status)) as edge:
                     page.app = node_app(status, edge)
                     events.close()  # whoever listens comes again, and finds the model
