@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from functools import partial
@@ -20,6 +18,8 @@ from manyeyes.federation.rounds import never
 from manyeyes.federation.side_by_side import Job, run_side_by_side
 from manyeyes.report.runlog import Emit
 from manyeyes.signals import Stop
+
+from .killed import assert_children_end
 
 _LONG = 60.0
 
@@ -170,28 +170,16 @@ def test_an_error_in_the_main_process_leaves_no_process_behind() -> None:
 
 
 def test_rows_end_when_their_main_process_was_killed(tmp_path: Path) -> None:
-    script = tmp_path / "main.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
-        "from functools import partial\n"
-        "from federation.test_side_by_side import wait_for_stop\n"
-        "from manyeyes.federation.rounds import never\n"
-        "from manyeyes.federation.side_by_side import run_side_by_side\n"
-        "if __name__ == '__main__':\n"
-        "    jobs = {'pooled': partial(wait_for_stop, 'pooled')}\n"
-        "    run_side_by_side(jobs, 2, lambda event, **fields: print(event, flush=True), never)\n"
-    )
-    main = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
-    assert main.stdout
-    assert main.stdout.readline() == "row_started\n"
-    rows = psutil.Process(main.pid).children(recursive=True)
-    assert rows
-    main.kill()
-    main.wait()
-    _, alive = psutil.wait_procs(rows, timeout=20)
-    assert not alive
-    main.stdout.close()
+    lines = [
+        "from functools import partial",
+        "from federation.test_side_by_side import wait_for_stop",
+        "from manyeyes.federation.rounds import never",
+        "from manyeyes.federation.side_by_side import run_side_by_side",
+        "if __name__ == '__main__':",
+        "    jobs = {'pooled': partial(wait_for_stop, 'pooled')}",
+        "    run_side_by_side(jobs, 2, lambda event, **fields: print(event, flush=True), never)",
+    ]
+    assert_children_end(tmp_path / "main.py", lines, "row_started")
 
 
 def test_errors_of_ours_survive_the_way_between_processes() -> None:

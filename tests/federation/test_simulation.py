@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from manyeyes.federation.transport import Record, Request
 from manyeyes.learners.learner import FitPlan
 from manyeyes.weights import Update
 
+from .killed import assert_children_end
 from .linear import FULL, LinearLearner, Log, clients, hold, site
 
 SITES: dict[str, Dataset] = {node: site(index) for index, node in enumerate("ABC")}
@@ -217,29 +216,17 @@ def test_tests_go_before_fits_that_nobody_has_begun(tmp_path: Path) -> None:
 
 
 def test_processes_at_work_end_when_their_main_process_was_killed(tmp_path: Path) -> None:
-    script = tmp_path / "main.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
-        "from pathlib import Path\n"
-        "from federation.test_simulation import Sleeping\n"
-        "from manyeyes.federation.simulation import SimulationTransport\n"
-        "from manyeyes.federation.transport import Record, Request\n"
-        "if __name__ == '__main__':\n"
-        "    with SimulationTransport('A', Sleeping(Path()), processes=1) as transport:\n"
-        "        transport.send([Request('1', 'A', 'fit', Record())])\n"
-        "        transport.receive(None)\n"
-    )
-    main = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
-    assert main.stdout
-    assert main.stdout.readline() == "at work\n"
-    nodes = psutil.Process(main.pid).children(recursive=True)
-    assert nodes
-    main.kill()
-    main.wait()
-    _, alive = psutil.wait_procs(nodes, timeout=10)
-    assert not alive
-    main.stdout.close()
+    lines = [
+        "from pathlib import Path",
+        "from federation.test_simulation import Sleeping",
+        "from manyeyes.federation.simulation import SimulationTransport",
+        "from manyeyes.federation.transport import Record, Request",
+        "if __name__ == '__main__':",
+        "    with SimulationTransport('A', Sleeping(Path()), processes=1) as transport:",
+        "        transport.send([Request('1', 'A', 'fit', Record())])",
+        "        transport.receive(None)",
+    ]
+    assert_children_end(tmp_path / "main.py", lines, "at work")
 
 
 @dataclass(frozen=True)
