@@ -273,7 +273,7 @@ def test_updates_that_would_always_come_too_late_are_told(tmp_path: Path) -> Non
     transport = LocalTransport(clients(tmp_path / "nodes", nodes="ABCDEFG"))
     hold(tmp_path, transport=transport, emit=log, **{**ASYNC, "buffer": 1, "max_staleness": 5})
     (warning,) = log.of("warning")
-    assert "1 updates end a round while 7 nodes are at work" in warning["reason"]
+    assert "a round ends with 1 of the updates of 7 nodes at work, so some come 6 rounds late" in warning["reason"]
     assert "at least 2" in warning["reason"]
 
 

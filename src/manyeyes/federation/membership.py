@@ -38,8 +38,8 @@ def check_buffer(federation: FederationSection, num_nodes: int) -> None:
     rounds = -(-at_work // buffer) - 1
     if federation.mode == "async" and rounds > most:
         raise ConfigError(
-            f"{buffer} updates end a round while {at_work} nodes are at work, so updates come up to {rounds} rounds"
-            f" late, and at most {most} are merged (max_staleness)",
+            f"a round ends with {buffer} of the updates of {at_work} nodes at work, so some come {rounds} rounds late,"
+            f" and at most {most} are merged (max_staleness)",
             key="federation.buffer",
             cure=f"Set it to at least {-(-at_work // (most + 1))}, or lower federation.fraction.",
         )
